@@ -1,0 +1,194 @@
+"""What the codecs with a codebook share: clustering, lookup and the stored form."""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num, UInt, UInt8
+
+from ssvq_jax.codecs.protocol import Field
+from ssvq_jax.core.bits import pack_bits
+from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.checks import require_finite
+from ssvq_jax.core.kmeans import Key, fit_codebook
+from ssvq_jax.core.sharding import (
+    compiler_sharded,
+    fit_sharding,
+    place,
+    replicate,
+    sharding_of,
+)
+
+CODEBOOK_DTYPES = ("float32", "float16", "bfloat16", "int8")
+
+
+def require_codebook_dtype(dtype: str) -> None:
+    """Raise `ValueError` unless `dtype` is one that codebooks are stored in."""
+    if dtype not in CODEBOOK_DTYPES:
+        raise ValueError(
+            f"codebook_dtype: expected one of {', '.join(CODEBOOK_DTYPES)}, "
+            f"got {dtype!r}"
+        )
+
+
+def cluster(
+    values: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"] | None,
+    *,
+    codewords: int,
+    block: int,
+    axis: int,
+    key: Key,
+) -> tuple[Float[Array, "k d"], UInt[Array, "*grid"]]:
+    """Fit a codebook to the blocks of `values`; padded positions weigh nothing.
+
+    Returns:
+      `(codebook, codes)`: float32, and the smallest unsigned integers that hold `k`
+      codes, in the shape of the grid of blocks and sharded as `values` are.
+    """
+    shape = values.shape
+    grid = grid_shape(shape, block, axis)
+    blocks = math.prod(grid)
+    if codewords > blocks:
+        raise ValueError(
+            f"codewords: expected at most {blocks} (the blocks of {block} in shape "
+            f"{shape} along axis {axis}), got {codewords}"
+        )
+    if shape[axis] % block and importance is None:
+        importance = jnp.ones_like(values, dtype=jnp.float32)
+    codebook, codes, _ = fit_codebook(
+        to_blocks(replicate(values), block, axis).reshape(-1, block),
+        codewords,
+        key=key,
+        importance=None
+        if importance is None
+        else to_blocks(replicate(importance), block, axis).reshape(-1, block),
+    )
+    codes = codes.astype(code_dtype(codewords)).reshape(grid)
+    return codebook, place(codes, fit_sharding(sharding_of(values), grid))
+
+
+def code_dtype(codewords: int) -> np.dtype:
+    """The smallest unsigned integer type that holds codes below `codewords`."""
+    return np.min_scalar_type(codewords - 1)
+
+
+def pack_blocks(
+    bits: Bool[Array, "*shape"], block: int, axis: int
+) -> UInt8[Array, "*grid bytes"]:
+    """One bit per weight, packed block by block, sharded as `bits` are."""
+    shape = (*grid_shape(bits.shape, block, axis), math.ceil(block / 8))
+    pack = compiler_sharded(
+        lambda bits: pack_bits(to_blocks(bits, block, axis)),
+        fit_sharding(sharding_of(bits), shape),
+    )
+    return pack(bits)
+
+
+def lookup(
+    codebook: Num[Array, "k d"],
+    scale: Float[Array, ""] | None,
+    codes: UInt[Array, "*grid"],
+    shape: tuple[int, ...],
+    axis: int,
+) -> Float[Array, "*shape"]:
+    """The codeword of every block in its place: `C[A]`, float32, padding dropped."""
+    values = codebook.astype(jnp.float32)
+    if scale is not None:
+        values = values * scale
+    blocks = jnp.take(values, codes.astype(jnp.int32), axis=0, mode="clip")
+    return from_blocks(blocks, shape, axis)
+
+
+def store_codebook(
+    codebook: Num[Array, "k d"], scale: Float[Array, ""] | None, dtype: str
+) -> tuple[Num[Array, "k d"], Float[Array, ""] | None]:
+    """Cast a codebook to the dtype that is stored; int8 with one scale.
+
+    Raises:
+      ValueError: A codebook that is not finite, or too large for `dtype`.
+    """
+    if codebook.dtype == jnp.dtype(dtype):
+        return codebook, scale
+    require_finite("codebook", codebook)
+    if dtype == "int8":
+        largest = jnp.max(jnp.abs(codebook))
+        scale = jnp.where(largest > 0, largest / 127, 1.0)
+        return jnp.round(codebook / scale).astype(jnp.int8), scale
+    stored = codebook.astype(dtype)
+    try:
+        require_finite("codebook", stored)
+    except ValueError as error:
+        largest = float(jnp.max(jnp.abs(codebook)))
+        raise ValueError(
+            f"codebook: values up to {largest:g} overflow codebook_dtype={dtype!r}; "
+            "use 'bfloat16' or 'float32'"
+        ) from error
+    return stored, None
+
+
+def codebook_fields(codewords: int, block: int, dtype: str) -> tuple[Field, ...]:
+    """The stored form of a codebook: its values and, for int8, one float32 scale."""
+    bits = 8 * jnp.dtype(dtype).itemsize
+    codebook = Field("codebook", codewords * block, bits, dtype)
+    if dtype == "int8":
+        return codebook, Field("scale", 1, 32, "float32")
+    return (codebook,)
+
+
+def codes_field(
+    codewords: int, shape: tuple[int, ...], block: int, axis: int
+) -> Field:
+    """The stored form of the codes: `ceil(log2 k)` bits each, in the grid's order."""
+    count = math.prod(grid_shape(shape, block, axis))
+    return Field("codes", count, (codewords - 1).bit_length(), limit=codewords)
+
+
+def stored_codebook(
+    codebook: Array, scale: Array | None, codes: Array
+) -> dict[str, np.ndarray]:
+    """Flat NumPy arrays of a finalized codebook and its codes."""
+    stored = {"codebook": np.asarray(codebook).ravel()}
+    if scale is not None:
+        stored["scale"] = np.asarray(scale).reshape(1)
+    stored["codes"] = np.asarray(codes).ravel()
+    return stored
+
+
+def restore_codebook(
+    stored: Mapping[str, np.ndarray],
+    codewords: int,
+    shape: tuple[int, ...],
+    block: int,
+    axis: int,
+) -> dict[str, Array | None]:
+    """The leaves `codebook`, `codes` and `scale` from stored arrays, checked."""
+    codebook = jnp.asarray(stored["codebook"].reshape(codewords, block))
+    require_finite("codebook", codebook.astype(jnp.float32))
+    scale = None
+    if "scale" in stored:
+        scale = jnp.asarray(stored["scale"].reshape(()))
+        require_finite("scale", scale)
+    codes = stored["codes"].astype(code_dtype(codewords))
+    codes = jnp.asarray(codes.reshape(grid_shape(shape, block, axis)))
+    return {"codebook": codebook, "codes": codes, "scale": scale}
+
+
+def valid_bits(
+    packed: Array, shape: tuple[int, ...], block: int, axis: int
+) -> np.ndarray:
+    """The bits of a packed grid in its order, without those of padded positions."""
+    bits = np.unpackbits(np.asarray(packed), axis=-1, count=block, bitorder="little")
+    valid = np.broadcast_to(valid_positions(shape, block, axis), bits.shape)
+    return bits[valid]
+
+
+def from_valid_bits(
+    bits: np.ndarray, shape: tuple[int, ...], block: int, axis: int
+) -> Array:
+    """Inverse of `valid_bits`; padded positions get 0."""
+    grid = grid_shape(shape, block, axis)
+    full = np.zeros((*grid, block), np.uint8)
+    full[np.broadcast_to(valid_positions(shape, block, axis), full.shape)] = bits
+    return jnp.asarray(np.packbits(full, axis=-1, bitorder="little"))

@@ -1,0 +1,196 @@
+"""MVQ, masked vector quantization: N:M pruning and k-means on what is kept."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssvq_jax.codecs import codebook as shared
+from ssvq_jax.codecs.protocol import Codec, Compressed, Field, register, require_integer
+from ssvq_jax.core.bits import unpack_bits
+from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.sharding import place, replicate, sharding_of
+
+_LARGEST_GROUP = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class MVQ(Codec):
+    """Masked vector quantization: `W_q = C[A] * mask`.
+
+    Of each `M` consecutive weights of a block the `N` largest are kept; distances and
+    centroids of the k-means count only kept positions. Stored: `ceil(log2 k) / d +
+    ceil(log2 binomial(M, N)) / M` bits per weight and the codebook.
+
+    Attributes:
+      codewords: Size of the codebook, `k`, at least 2.
+      block: Weights per block, `d`; a multiple of `M`.
+      keep: `(N, M)` with `1 <= N <= M <= 16`.
+      codebook_dtype: As in `SSVQ`.
+
+    Raises:
+      TypeError, ValueError: An option of the wrong type, or out of range.
+
+    References:
+      Li et al., "MVQ: Towards Efficient DNN Compression and Acceleration with Masked
+      Vector Quantization", ASPLOS 2025, arXiv 2412.10261.
+    """
+
+    codewords: int
+    block: int
+    keep: Sequence[int]
+    codebook_dtype: str = "int8"
+
+    def __post_init__(self):
+        require_integer("codewords", self.codewords, 2)
+        if not isinstance(self.keep, Sequence) or len(self.keep) != 2:
+            raise TypeError(f"keep: expected a pair (N, M), got {self.keep!r}")
+        kept, group = self.keep
+        require_integer("keep: M", group, 1, _LARGEST_GROUP)
+        require_integer("keep: N", kept, 1, group)
+        object.__setattr__(self, "keep", (kept, group))
+        require_integer("block", self.block, 1)
+        if self.block % group:
+            raise ValueError(
+                f"block: expected a multiple of M = {group}, got {self.block}"
+            )
+        shared.require_codebook_dtype(self.codebook_dtype)
+
+    def encode(self, weight, *, key, importance, axis):
+        kept = from_blocks(_kept(replicate(weight), self, axis), weight.shape, axis)
+        mask = kept.astype(jnp.float32)
+        codebook, codes = shared.cluster(
+            weight,
+            mask if importance is None else mask * replicate(importance),
+            codewords=self.codewords,
+            block=self.block,
+            axis=axis,
+            key=key,
+        )
+        return MVQWeight(
+            codec=self,
+            shape=weight.shape,
+            dtype=weight.dtype,
+            axis=axis,
+            codebook=codebook,
+            codes=codes,
+            mask=shared.pack_blocks(
+                place(kept, sharding_of(weight)), self.block, axis
+            ),
+        )
+
+    def fields(self, shape, axis):
+        kept, group = self.keep
+        patterns = math.comb(group, kept)
+        groups = math.prod(grid_shape(shape, group, axis))
+        return (
+            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            shared.codes_field(self.codewords, shape, self.block, axis),
+            Field("mask", groups, (patterns - 1).bit_length(), limit=patterns),
+        )
+
+    def restore(self, shape, dtype, axis, stored):
+        leaves = shared.restore_codebook(
+            stored, self.codewords, shape, self.block, axis
+        )
+        patterns = np.array(_patterns(*self.keep), np.uint32)[stored["mask"]]
+        group = self.keep[1]
+        bits = (patterns[:, None] >> np.arange(group, dtype=np.uint32)) & 1
+        full = np.zeros((*grid_shape(shape, self.block, axis), self.block), np.uint8)
+        groups = full.reshape(-1, group)
+        groups[_stored_groups(shape, self, axis)] = bits
+        mask = np.packbits(full, axis=-1, bitorder="little")
+        return MVQWeight(
+            codec=self,
+            shape=shape,
+            dtype=dtype,
+            axis=axis,
+            mask=jnp.asarray(mask),
+            **leaves,
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MVQWeight(Compressed):
+    """A weight compressed by `MVQ`. See `Compressed`.
+
+    Attributes:
+      codebook: `(k, d)`; float32 in training, `codebook_dtype` at last.
+      codes: Codeword of every block, unsigned integers in the shape of the grid.
+      mask: uint8 `(*grid, ceil(d / 8))`: one bit per weight, 1 where it is kept, the
+        block's first weight in the lowest bit.
+      scale: float32 scalar of an int8 codebook.
+    """
+
+    codebook: Any
+    codes: Any
+    mask: Any
+    scale: Any = None
+
+    @property
+    def grid_leaf(self):
+        return self.codes
+
+    def values(self):
+        block = self.codec.block
+        grid = grid_shape(self.shape, block, self.axis)
+        self.require_shape("codes", grid)
+        self.require_shape("mask", (*grid, math.ceil(block / 8)))
+        kept = from_blocks(unpack_bits(self.mask, block), self.shape, self.axis)
+        values = shared.lookup(
+            self.codebook, self.scale, self.codes, self.shape, self.axis
+        )
+        return jnp.where(kept, values, 0.0)
+
+    def finalize(self):
+        codebook, scale = shared.store_codebook(
+            self.codebook, self.scale, self.codec.codebook_dtype
+        )
+        return self.replace(codebook=codebook, scale=scale)
+
+    def stored(self):
+        group = self.codec.keep[1]
+        bits = np.unpackbits(
+            np.asarray(self.mask), axis=-1, count=self.codec.block, bitorder="little"
+        )
+        groups = bits.reshape(-1, group)[
+            _stored_groups(self.shape, self.codec, self.axis)
+        ]
+        patterns = groups.astype(np.uint32) @ (1 << np.arange(group, dtype=np.uint32))
+        stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
+        stored["mask"] = np.searchsorted(_patterns(*self.codec.keep), patterns)
+        return stored
+
+
+def _kept(weight, codec, axis):
+    """`(*grid, d)`: the N largest magnitudes of each M; padding is the last choice."""
+    kept, group = codec.keep
+    blocks = to_blocks(jnp.abs(weight), codec.block, axis)
+    valid = valid_positions(weight.shape, codec.block, axis)
+    blocks = jnp.where(valid, blocks, -1.0)
+    groups = blocks.reshape(*blocks.shape[:-1], -1, group)
+    order = jnp.argsort(groups, axis=-1, stable=True, descending=True)
+    rank = jnp.argsort(order, axis=-1)
+    return (rank < kept).reshape(blocks.shape)
+
+
+def _stored_groups(shape, codec, axis):
+    """Flat boolean: which groups of M hold a weight at all, and so are stored."""
+    grid = grid_shape(shape, codec.block, axis)
+    valid = np.broadcast_to(
+        valid_positions(shape, codec.block, axis), (*grid, codec.block)
+    )
+    return valid.reshape(-1, codec.keep[1])[:, 0]
+
+
+@functools.cache
+def _patterns(kept: int, group: int) -> list[int]:
+    """All masks of `group` bits with `kept` ones, in ascending order."""
+    chosen = itertools.combinations(range(group), kept)
+    return sorted(sum(1 << bit for bit in bits) for bits in chosen)

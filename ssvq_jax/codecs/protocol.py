@@ -1,0 +1,247 @@
+"""What a codec is: one weight array into a small pytree, and back.
+
+A codec is a frozen dataclass of options. Its `encode` gives a `Compressed` node whose
+array leaves are trained like any parameters; `Compressed.decode` is differentiable.
+What a file stores of a node is described by the codec's `fields` alone, so that sizes
+are known from shapes, before anything is written.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ssvq_jax.core.blocks import contracted_axis
+from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
+from ssvq_jax.core.kmeans import Key
+from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One stored array of a compressed parameter.
+
+    Attributes:
+      name: Name of the node's leaf that it is stored from.
+      count: How many values are stored; padding is left out where it can be.
+      bits: Bits per value. Integers of this width are packed without gaps.
+      dtype: For values stored as they are, their dtype; `None` for packed integers.
+      limit: Packed integers lie in `[0, limit)`.
+    """
+
+    name: str
+    count: int
+    bits: int
+    dtype: str | None = None
+    limit: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes: every field starts at a byte of its own."""
+        return math.ceil(self.count * self.bits / 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec(abc.ABC):
+    """Base of the codecs: options, and how to encode one array by them."""
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        weight: Float[Array, "*shape"],
+        *,
+        key: Key,
+        importance: Float[Array, "*shape"] | None,
+        axis: int,
+    ) -> "Compressed":
+        """Encode a checked weight whose contracted axis is `axis`. See `encode`."""
+
+    @abc.abstractmethod
+    def fields(self, shape: tuple[int, ...], axis: int) -> tuple[Field, ...]:
+        """What is stored of a weight of this shape, in the order of storage."""
+
+    @abc.abstractmethod
+    def restore(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        axis: int,
+        stored: Mapping[str, np.ndarray],
+    ) -> "Compressed":
+        """The finalized node from its stored arrays; inverse of `Compressed.stored`."""
+
+    def describe(self) -> str:
+        """Short text for tables: the name, the sizes, what differs from defaults."""
+        options = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name in ("codewords", "block")
+            or getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compressed(abc.ABC):
+    """Base of the compressed forms of one weight: a pytree node.
+
+    Attributes:
+      codec: The codec that made it.
+      shape: Shape of the weight.
+      dtype: Dtype of the weight, and of what `decode` returns.
+      axis: The axis along which the blocks run.
+    """
+
+    codec: Any = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+    axis: int = dataclasses.field(metadata={"static": True})
+
+    labels: ClassVar[Mapping[str, str]] = {"codebook": "codebook"}
+    """Labels of leaves for `label_tree`; a leaf not named here is "other"."""
+
+    classes: ClassVar[dict[str, type["Compressed"]]] = {}
+    """The node classes by name."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        Compressed.classes[cls.__name__] = cls
+
+    def decode(self) -> Float[Array, "*shape"]:
+        """The weight, of the original shape and dtype; differentiable."""
+        grid = fit_sharding(sharding_of(jnp.asarray(self.grid_leaf)), self.shape)
+        return compiler_sharded(type(self).values, grid)(self).astype(self.dtype)
+
+    @property
+    @abc.abstractmethod
+    def grid_leaf(self) -> Array:
+        """A leaf with the weight's axes, whose sharding the weight takes on."""
+
+    @abc.abstractmethod
+    def values(self) -> Float[Array, "*shape"]:
+        """The decoded weight in the precision that it is computed in."""
+
+    @abc.abstractmethod
+    def finalize(self) -> "Compressed":
+        """The inference form: what is stored, nothing left to train. Idempotent."""
+
+    @abc.abstractmethod
+    def stored(self) -> dict[str, np.ndarray]:
+        """The flat arrays of a finalized node that the codec's `fields` describe."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits that a file stores for it: codebook, padding and byte ends included."""
+        fields = self.codec.fields(self.shape, self.axis)
+        return 8 * sum(field.nbytes for field in fields)
+
+    def leaves(self) -> dict[str, Any]:
+        """The leaves that are there, by name."""
+        names = [field.name for field in dataclasses.fields(self)]
+        static = [field.name for field in dataclasses.fields(Compressed)]
+        values = {name: getattr(self, name) for name in names if name not in static}
+        return {name: leaf for name, leaf in values.items() if leaf is not None}
+
+    def replace(self, **leaves: Any) -> "Compressed":
+        """A copy with other leaves."""
+        return dataclasses.replace(self, **leaves)
+
+    def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` if leaf `name` is not of the shape that belongs here."""
+        actual = jnp.shape(getattr(self, name))
+        if actual != shape:
+            hint = ""
+            if actual[1:] == shape:
+                hint = "; apply jax.vmap to a stack of compressed weights"
+            raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
+
+
+def is_compressed(x: Any) -> bool:
+    """Whether `x` is a `Compressed` node; the `is_leaf` of the tree functions."""
+    return isinstance(x, Compressed)
+
+
+def encode(
+    codec: Codec,
+    weight: ArrayLike,
+    *,
+    key: Key,
+    importance: ArrayLike | None = None,
+    axis: int | None = None,
+) -> Compressed:
+    """Compress one weight array.
+
+    Args:
+      codec: For example `SSVQ(codewords=16, block=8)`.
+      weight: Floating array with at least one axis.
+      key: JAX random key for the clustering; the same key gives the same bytes.
+      importance: Non-negative weights of the squared error of every single weight,
+        same shape as `weight`: a Fisher or Hessian diagonal, for example.
+      axis: The axis to cut into blocks, the one that the product contracts. `None`
+        takes that of a Flax kernel of this shape: see `contracted_axis`.
+
+    Returns:
+      A `Compressed` node.
+
+    Raises:
+      TypeError: A weight that is not floating point.
+      ValueError: An empty, scalar, NaN or infinite weight; importance that is
+        negative or of another shape; an axis out of range; more codewords than
+        blocks.
+
+    Example:
+      >>> import jax, ssvq_jax as ssvq
+      >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
+      >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))
+      >>> node.codes.shape, node.bits / weight.size
+      ((8, 32), 2.5)
+    """
+    weight = jnp.asarray(weight)
+    require_floating("weight", weight)
+    if weight.ndim == 0 or weight.size == 0:
+        raise ValueError(
+            f"weight: expected a non-empty array, not a scalar, got shape "
+            f"{weight.shape}"
+        )
+    require_finite("weight", weight)
+    if axis is None:
+        axis = contracted_axis(weight.shape)
+    elif not -weight.ndim <= axis < weight.ndim:
+        raise ValueError(f"axis: out of range for shape {weight.shape}, got {axis}")
+    if importance is not None:
+        importance = jnp.asarray(importance)
+        if importance.shape != weight.shape:
+            raise ValueError(
+                f"importance: expected the weight's shape {weight.shape}, "
+                f"got {importance.shape}"
+            )
+        require_nonnegative("importance", importance)
+        importance = importance.astype(jnp.float32)
+    axis = axis % weight.ndim
+    return codec.encode(weight, key=key, importance=importance, axis=axis)
+
+
+def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise unless option `name` is an integer of at least `low`, at most `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {limits}, got {value}")
+
+
+def register(cls: type[Compressed]) -> type[Compressed]:
+    """Register a node class with JAX: `codec`, `shape`, `dtype`, `axis` are static."""
+    return jax.tree_util.register_dataclass(cls)

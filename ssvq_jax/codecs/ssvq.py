@@ -1,0 +1,154 @@
+"""SSVQ: a codebook of magnitudes, and a sign for every weight (METHOD, section 2)."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from ssvq_jax.codecs import codebook as shared
+from ssvq_jax.codecs.protocol import Codec, Compressed, Field, register, require_integer
+from ssvq_jax.core.bits import unpack_bits
+from ssvq_jax.core.blocks import from_blocks, grid_shape
+from ssvq_jax.core.signs import sign_ste, split_signs
+
+
+@dataclasses.dataclass(frozen=True)
+class SSVQ(Codec):
+    """Sign-splitting vector quantization.
+
+    `W_q = C[A] * sign(L)`: k-means on the blocks of `|W|` gives the codebook `C` and
+    the codes `A`; the signs are learned through the latent `L = latent_scale * W`.
+    Stored: `ceil(log2 k) / d + 1` bits per weight and the codebook.
+
+    Attributes:
+      codewords: Size of the codebook, `k`, at least 2.
+      block: Weights per block, `d`, at least 1.
+      learn_signs: Train the signs; otherwise they are kept as bits from the start.
+      latent_scale: `alpha`; the larger, the seldomer signs flip.
+      codebook_dtype: What is stored and counted: "float32", "float16", "bfloat16" or
+        "int8" with one scale. Training keeps float32.
+
+    Raises:
+      TypeError, ValueError: An option of the wrong type, or out of range.
+
+    Example:
+      >>> SSVQ(codewords=16, block=8).describe()
+      'SSVQ(codewords=16, block=8)'
+
+    References:
+      Li et al., "SSVQ: Unleashing the Potential of Vector Quantization with
+      Sign-Splitting", ICCV 2025, arXiv 2503.08668.
+    """
+
+    codewords: int = 16
+    block: int = 8
+    learn_signs: bool = True
+    latent_scale: float = 1.0
+    codebook_dtype: str = "float16"
+
+    def __post_init__(self):
+        require_integer("codewords", self.codewords, 2)
+        require_integer("block", self.block, 1)
+        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
+            raise ValueError(
+                f"latent_scale: expected a number above 0, got {self.latent_scale}"
+            )
+        shared.require_codebook_dtype(self.codebook_dtype)
+
+    def encode(self, weight, *, key, importance, axis):
+        magnitude, sign = split_signs(weight)
+        codebook, codes = shared.cluster(
+            magnitude,
+            importance,
+            codewords=self.codewords,
+            block=self.block,
+            axis=axis,
+            key=key,
+        )
+        node = SSVQWeight(
+            codec=self,
+            shape=weight.shape,
+            dtype=weight.dtype,
+            axis=axis,
+            codebook=jnp.maximum(codebook, 0.0),
+            codes=codes,
+        )
+        if self.learn_signs:
+            return node.replace(latent=weight.astype(jnp.float32) * self.latent_scale)
+        return node.replace(signs=shared.pack_blocks(sign < 0, self.block, axis))
+
+    def fields(self, shape, axis):
+        return (
+            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            shared.codes_field(self.codewords, shape, self.block, axis),
+            Field("signs", math.prod(shape), 1, limit=2),
+        )
+
+    def restore(self, shape, dtype, axis, stored):
+        leaves = shared.restore_codebook(
+            stored, self.codewords, shape, self.block, axis
+        )
+        signs = shared.from_valid_bits(stored["signs"], shape, self.block, axis)
+        return SSVQWeight(
+            codec=self, shape=shape, dtype=dtype, axis=axis, signs=signs, **leaves
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SSVQWeight(Compressed):
+    """A weight compressed by `SSVQ`. See `Compressed`.
+
+    Attributes:
+      codebook: `(k, d)` magnitudes; float32 in training, `codebook_dtype` at last.
+      codes: Codeword of every block, unsigned integers in the shape of the grid: the
+        weight's shape with `axis` divided by `d`.
+      latent: float32 of the weight's shape, where signs are learned.
+      signs: uint8 `(*grid, ceil(d / 8))`, where they are not: one bit per weight, 1
+        for minus, the block's first weight in the lowest bit.
+      scale: float32 scalar of an int8 codebook.
+    """
+
+    codebook: Any
+    codes: Any
+    latent: Any = None
+    signs: Any = None
+    scale: Any = None
+
+    labels: ClassVar = {"codebook": "codebook", "latent": "sign"}
+
+    @property
+    def grid_leaf(self):
+        return self.codes
+
+    def values(self):
+        block = self.codec.block
+        grid = grid_shape(self.shape, block, self.axis)
+        self.require_shape("codes", grid)
+        magnitude = shared.lookup(
+            self.codebook, self.scale, self.codes, self.shape, self.axis
+        )
+        if self.latent is not None:
+            self.require_shape("latent", self.shape)
+            return magnitude * sign_ste(self.latent)
+        self.require_shape("signs", (*grid, math.ceil(block / 8)))
+        minus = from_blocks(unpack_bits(self.signs, block), self.shape, self.axis)
+        return jnp.where(minus, -magnitude, magnitude)
+
+    def finalize(self):
+        codebook, scale = shared.store_codebook(
+            self.codebook, self.scale, self.codec.codebook_dtype
+        )
+        signs = self.signs
+        if self.latent is not None:
+            _, sign = split_signs(self.latent)
+            signs = shared.pack_blocks(sign < 0, self.codec.block, self.axis)
+        return self.replace(codebook=codebook, scale=scale, latent=None, signs=signs)
+
+    def stored(self):
+        stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
+        stored["signs"] = shared.valid_bits(
+            self.signs, self.shape, self.codec.block, self.axis
+        )
+        return stored

@@ -1,0 +1,100 @@
+"""VQ, the conventional baseline: k-means on signed blocks (METHOD, section 7)."""
+
+import dataclasses
+from typing import Any
+
+from ssvq_jax.codecs import codebook as shared
+from ssvq_jax.codecs.protocol import Codec, Compressed, register, require_integer
+from ssvq_jax.core.blocks import grid_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class VQ(Codec):
+    """Vector quantization: every block of weights is one of `k` codewords.
+
+    `W_q = C[A]`. Stored: `ceil(log2 k) / d` bits per weight and the codebook.
+
+    Attributes:
+      codewords: Size of the codebook, `k`, at least 2.
+      block: Weights per block, `d`, at least 1.
+      codebook_dtype: As in `SSVQ`.
+
+    Raises:
+      TypeError, ValueError: An option of the wrong type, or out of range.
+    """
+
+    codewords: int
+    block: int
+    codebook_dtype: str = "float16"
+
+    def __post_init__(self):
+        require_integer("codewords", self.codewords, 2)
+        require_integer("block", self.block, 1)
+        shared.require_codebook_dtype(self.codebook_dtype)
+
+    def encode(self, weight, *, key, importance, axis):
+        codebook, codes = shared.cluster(
+            weight,
+            importance,
+            codewords=self.codewords,
+            block=self.block,
+            axis=axis,
+            key=key,
+        )
+        return VQWeight(
+            codec=self,
+            shape=weight.shape,
+            dtype=weight.dtype,
+            axis=axis,
+            codebook=codebook,
+            codes=codes,
+        )
+
+    def fields(self, shape, axis):
+        return (
+            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            shared.codes_field(self.codewords, shape, self.block, axis),
+        )
+
+    def restore(self, shape, dtype, axis, stored):
+        leaves = shared.restore_codebook(
+            stored, self.codewords, shape, self.block, axis
+        )
+        return VQWeight(codec=self, shape=shape, dtype=dtype, axis=axis, **leaves)
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQWeight(Compressed):
+    """A weight compressed by `VQ`. See `Compressed`.
+
+    Attributes:
+      codebook: `(k, d)`; float32 in training, `codebook_dtype` at last.
+      codes: Codeword of every block, unsigned integers in the shape of the grid.
+      scale: float32 scalar of an int8 codebook.
+    """
+
+    codebook: Any
+    codes: Any
+    scale: Any = None
+
+    @property
+    def grid_leaf(self):
+        return self.codes
+
+    def values(self):
+        self.require_shape(
+            "codes", grid_shape(self.shape, self.codec.block, self.axis)
+        )
+        return shared.lookup(
+            self.codebook, self.scale, self.codes, self.shape, self.axis
+        )
+
+    def finalize(self):
+        codebook, scale = shared.store_codebook(
+            self.codebook, self.scale, self.codec.codebook_dtype
+        )
+        return self.replace(codebook=codebook, scale=scale)
+
+    def stored(self):
+        return shared.stored_codebook(self.codebook, self.scale, self.codes)

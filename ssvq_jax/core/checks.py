@@ -1,0 +1,32 @@
+"""Checks of array arguments: shapes and dtypes always, values where concrete."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def require_floating(name: str, x: Array) -> None:
+    """Raise `TypeError` unless `x` has a floating dtype."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a floating dtype, got {x.dtype}")
+
+
+def require_finite(name: str, x: Array) -> None:
+    """Raise `ValueError` if a concrete `x` holds NaN or infinite values."""
+    if not isinstance(x, jax.core.Tracer) and not _all_finite(x):
+        bad = int(jnp.sum(~jnp.isfinite(x)))
+        raise ValueError(
+            f"{name}: expected finite values, got {bad} NaN or infinite of {x.size}"
+        )
+
+
+@jax.jit
+def _all_finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x))
+
+
+def require_nonnegative(name: str, x: Array) -> None:
+    """Raise `ValueError` if a concrete `x` is not finite and non-negative."""
+    require_finite(name, x)
+    if not isinstance(x, jax.core.Tracer) and jnp.any(x < 0):
+        raise ValueError(f"{name}: expected values >= 0, got {float(jnp.min(x))}")

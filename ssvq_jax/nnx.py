@@ -1,0 +1,166 @@
+"""Flax NNX: a module whose parameters are compressed, decoded on every call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ssvq_jax import tree
+from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.core.kmeans import Key
+from ssvq_jax.tree.paths import flatten
+
+
+class Fixed(nnx.Variable):
+    """What a compressed module does not train: codes, fixed signs and masks."""
+
+
+class Decoded(nnx.Variable):
+    """Stands where a compressed parameter was; holds its value inside a call only."""
+
+
+class CompressedModule(nnx.Module):
+    """A module with compressed parameters in place of its own.
+
+    Calls like the module it was made from. All that is trained are `nnx.Param`s: the
+    parameters that were not compressed in their places in `module`, the codebooks and
+    latents in `compressed`. So `nnx.grad` and `nnx.Optimizer(..., wrt=nnx.Param)` work
+    as for any module, as do `nnx.split`, `nnx.merge` and plain `jax.jit` and
+    `jax.grad`. Batch statistics and random states are updated as in the module itself.
+
+    For other methods than `__call__`, decode first: `model.decode().encode(x)`.
+
+    Args:
+      module: Any NNX module; it is copied, not changed.
+      params: Its parameters, compressed in part or all: a tree with their paths, from
+        `ssvq.compress`, `ssvq.load` or the `params` of another compressed module.
+
+    Raises:
+      ValueError: Paths or shapes that are not those of the module's parameters.
+
+    Example:
+      >>> import jax, optax, ssvq_jax as ssvq, ssvq_jax.nnx
+      >>> from flax import nnx
+      >>> float_model = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
+      >>> rules = [ssvq.Rule("kernel", ssvq.SSVQ())]
+      >>> model = ssvq.nnx.compress(float_model, rules, key=jax.random.key(0))
+      >>> tx = optax.chain(
+      ...     optax.adamw(1e-4), ssvq.freeze_signs(interval=500, threshold=0.1)
+      ... )
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> grads = nnx.grad(lambda model: model(jax.numpy.ones((1, 64))).sum())(model)
+      >>> updates = optimizer.update(model, grads)
+      >>> ssvq.report(model.params).compressed.bits_per_weight
+      2.5
+    """
+
+    def __init__(self, module: nnx.Module, params: Any):
+        graphdef, own, rest = nnx.split(module, nnx.Param, ...)
+        boxes, treedef = flatten(own, _is_variable)
+        given, _ = flatten(params, is_compressed)
+        _require_same_parameters(boxes, given)
+        trainable, fixed = tree.partition(
+            {path: leaf for path, leaf in given.items() if is_compressed(leaf)}
+        )
+        for path, box in boxes.items():
+            metadata = box.get_metadata()
+            if path in fixed:
+                boxes[path] = Decoded(None, parameter=type(box), **metadata)
+            else:
+                boxes[path] = type(box)(jnp.asarray(given[path]), **metadata)
+        own = jax.tree.unflatten(treedef, boxes.values())
+        self.module = nnx.clone(nnx.merge(graphdef, own, rest))
+        # Optimizers of NNX see mappings in place of nodes: `label_tree` reads the name.
+        self.compressed = nnx.data(
+            {
+                path: {
+                    type(node).__name__: {
+                        name: nnx.Param(leaf) for name, leaf in node.leaves().items()
+                    }
+                }
+                for path, node in trainable.items()
+            }
+        )
+        self.fixed = Fixed(fixed)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Decode the parameters and call the module."""
+        return self._decoded()(*args, **kwargs)
+
+    def decode(self) -> Any:
+        """A module like the original one, with the decoded parameters."""
+        return nnx.clone(self._decoded())
+
+    def _decoded(self) -> Any:
+        """As `decode`; everything but the decoded parameters is shared with `self`."""
+        weights = tree.decode(self._nodes())
+        graphdef, state, rest = nnx.split(self.module, Decoded, ...)
+        boxes, treedef = flatten(state, _is_variable)
+        for path, box in boxes.items():
+            metadata = box.get_metadata()
+            boxes[path] = metadata.pop("parameter")(weights[path], **metadata)
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, boxes.values()), rest)
+
+    @property
+    def params(self) -> Any:
+        """The compressed parameters as a tree of dicts: for `save` and `report`."""
+        nodes = self._nodes()
+        state = nnx.state(self.module, (nnx.Param, Decoded))
+        boxes, treedef = flatten(state, _is_variable)
+        values = [nodes.get(path, box.get_value()) for path, box in boxes.items()]
+        return nnx.to_pure_dict(jax.tree.unflatten(treedef, values))
+
+    def _nodes(self) -> dict[str, Compressed]:
+        nodes = {}
+        for path, fixed in self.fixed.get_value().items():
+            leaves = self.compressed[path][type(fixed).__name__]
+            nodes[path] = fixed.replace(
+                **{name: leaf.get_value() for name, leaf in leaves.items()}
+            )
+        return nodes
+
+
+def compress(
+    module: nnx.Module,
+    rules: Sequence[tree.Rule],
+    *,
+    key: Key,
+    importance: Any = None,
+) -> CompressedModule:
+    """Compress the parameters of any NNX module that the rules select.
+
+    Args:
+      module: Any NNX module; it is not changed.
+      rules: As in `ssvq_jax.compress`; paths are those of `nnx.state(module)`, such
+        as `blocks/0/attention/query/kernel`.
+      key: JAX random key.
+      importance: As in `ssvq_jax.compress`, for example a state of squared gradients.
+
+    Returns:
+      A `CompressedModule`.
+
+    Raises:
+      TypeError, ValueError: As `ssvq_jax.compress`.
+    """
+    params = nnx.state(module, nnx.Param)
+    compressed = tree.compress(params, rules, key=key, importance=importance)
+    return CompressedModule(module, compressed)
+
+
+def _require_same_parameters(named: dict[str, Any], given: dict[str, Any]) -> None:
+    for name in named:
+        if name not in given:
+            raise ValueError(f"{name}: parameter of the module, but not in params")
+    for name, leaf in given.items():
+        if name not in named:
+            raise ValueError(f"{name}: in params, but no parameter of the module")
+        expected = named[name].get_value().shape
+        shape = leaf.shape if is_compressed(leaf) else jnp.shape(leaf)
+        if shape != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {shape}")
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)

@@ -1,0 +1,177 @@
+"""What was compressed, to how many bits, at what error: per parameter and in all."""
+
+import dataclasses
+import io
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.tree.paths import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter, or a total of several.
+
+    Attributes:
+      path: `/`-joined path, or the name of the total.
+      shape: Shape of the weight; `None` for a total.
+      rule: The codec that its rule gave it, "not compressed" without one.
+      weights: Number of weights.
+      bits: Stored bits, codebook and padding included.
+      error: `||W - decode||^2 / ||W||^2`; `None` without a reference.
+      codewords_used: Share of the codewords that at least one block uses; `None`
+        where there is no codebook.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    rule: str
+    weights: int
+    bits: int
+    error: float | None = None
+    codewords_used: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight."""
+        return self.bits / self.weights if self.weights else math.nan
+
+    @property
+    def ratio(self) -> float:
+        """Size in float32 over the stored size."""
+        return 32 * self.weights / self.bits if self.bits else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Result of `report`; prints as a table.
+
+    Attributes:
+      rows: One per parameter.
+      compressed: Total of the compressed weights.
+      model: Total of all weights.
+    """
+
+    rows: tuple[Row, ...]
+    compressed: Row
+    model: Row
+
+    def __rich__(self) -> Table:
+        table = Table()
+        for header in ("parameter", "shape", "rule"):
+            table.add_column(header, overflow="fold")
+        for header in ("bits/weight", "x float32", "error", "codewords used"):
+            table.add_column(header, justify="right")
+        for row in self.rows:
+            table.add_row(*_cells(row))
+        table.add_section()
+        table.add_row(*_cells(self.compressed))
+        table.add_row(*_cells(self.model))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120)
+        console.print(self)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def report(tree: Any, reference: Any = None) -> Report:
+    """Report sizes, errors and codebook use of a compressed tree.
+
+    Args:
+      tree: Pytree with `Compressed` nodes, from `compress`, `finalize` or `load`.
+      reference: The float tree that it came from, same paths; without it no errors
+        are given.
+
+    Returns:
+      A `Report` with a row per parameter and totals; `print` shows it as a table.
+
+    Raises:
+      ValueError: A reference without one of the compressed parameters, or with
+        another shape.
+
+    Example:
+      >>> import jax, ssvq_jax as ssvq
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
+      >>> rules = [ssvq.Rule("kernel", ssvq.SSVQ())]
+      >>> compressed = ssvq.compress(params, rules, key=jax.random.key(1))
+      >>> ssvq.report(compressed, params).compressed.bits_per_weight
+      2.0
+    """
+    named, _ = flatten(tree, is_compressed)
+    originals = None if reference is None else flatten(reference)[0]
+    rows = []
+    for path, leaf in named.items():
+        if not is_compressed(leaf):
+            shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+            size = math.prod(shape)
+            bits = 8 * dtype.itemsize * size
+            rows.append(Row(path, shape, "not compressed", size, bits))
+            continue
+        error = None
+        if originals is not None:
+            error = _relative_error(path, leaf, originals)
+        rows.append(
+            Row(
+                path,
+                leaf.shape,
+                leaf.codec.describe(),
+                leaf.size,
+                leaf.bits,
+                error,
+                _codewords_used(leaf),
+            )
+        )
+    compressed = [row for row in rows if row.rule != "not compressed"]
+    return Report(
+        tuple(rows), _total("all compressed", compressed), _total("whole model", rows)
+    )
+
+
+def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> float:
+    original = originals.get(path)
+    if original is None or jnp.shape(original) != node.shape:
+        found = "nothing" if original is None else f"shape {jnp.shape(original)}"
+        raise ValueError(
+            f"{path}: expected shape {node.shape} in the reference, got {found}"
+        )
+    return float(_squared_error(node, original))
+
+
+@jax.jit
+def _squared_error(node: Compressed, original: Any) -> jax.Array:
+    original = jnp.asarray(original).astype(jnp.float32)
+    difference = original - node.decode().astype(jnp.float32)
+    norm = jnp.sum(jnp.square(original))
+    error = jnp.sum(jnp.square(difference))
+    return jnp.where(norm > 0, error / jnp.where(norm > 0, norm, 1.0), error)
+
+
+def _codewords_used(node: Any) -> float | None:
+    if not hasattr(node, "codebook"):
+        return None
+    return len(np.unique(np.asarray(node.codes))) / node.codec.codewords
+
+
+def _total(name: str, rows: list[Row]) -> Row:
+    weights, bits = sum(row.weights for row in rows), sum(row.bits for row in rows)
+    return Row(name, None, "", weights, bits)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.path,
+        f"{row.weights:,} weights" if row.shape is None else "x".join(map(str, row.shape)),
+        row.rule,
+        f"{row.bits_per_weight:.3f}",
+        f"{row.ratio:.1f}",
+        "" if row.error is None else f"{row.error:.4f}",
+        "" if row.codewords_used is None else f"{row.codewords_used:.0%}",
+    )

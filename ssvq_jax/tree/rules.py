@@ -1,0 +1,134 @@
+"""Rules: which codec a parameter gets."""
+
+import dataclasses
+import difflib
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ssvq_jax.codecs import Codec, encode, is_compressed
+from ssvq_jax.core.kmeans import Key
+from ssvq_jax.tree.paths import flatten
+
+_ATTENTION_INPUT = re.compile(r"(.*/)?(query|key|value)/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Gives the parameters whose path matches a codec.
+
+    Attributes:
+      pattern: Regular expression for the whole `/`-joined path (`re.fullmatch`).
+      codec: For example `SSVQ()`; `None` leaves the parameter as it is.
+      axis: The axis that is contracted in the product; `None` tells it from the
+        shape and the names of Flax layers: see `compress`.
+
+    Raises:
+      TypeError: A codec that is none.
+      ValueError: A pattern that is no regular expression.
+    """
+
+    pattern: str
+    codec: Codec | None
+    axis: int | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern: {self.pattern!r}: {error}") from error
+        if not (self.codec is None or isinstance(self.codec, Codec)):
+            raise TypeError(
+                f"codec: expected a codec such as SSVQ() or None, got {self.codec!r}"
+            )
+
+    def matches(self, path: str) -> bool:
+        """Whether the rule applies to the parameter at `path`."""
+        return re.fullmatch(self.pattern, path) is not None
+
+
+def compress(
+    params: Any,
+    rules: Sequence[Rule],
+    *,
+    key: Key,
+    importance: Any = None,
+) -> Any:
+    """Compress the parameters that the rules select; the first match wins.
+
+    Blocks run along the axis that a Flax layer contracts: input features of a dense
+    kernel, input channels of a convolution, channels of a depthwise one, features of
+    a parameter named `embedding`, and the first axis of the three-axis `query`, `key`
+    and `value` kernels of attention. `Rule.axis` overrides that.
+
+    Args:
+      params: Any pytree of arrays: nested dicts, `nnx.State`, an `nnx.Module`, ...
+      rules: Tried in order for every parameter; what none matches stays as it is.
+      key: JAX random key. A parameter's own key depends on it and the path alone, so
+        that another parameter more or less changes nothing for the rest.
+      importance: `None`, or a pytree with the paths of `params`, of arrays that weigh
+        the squared error of every weight (see `encode`). Parameters that are not in
+        it are not weighted.
+
+    Returns:
+      The same tree with `Compressed` nodes where a codec was chosen.
+
+    Raises:
+      TypeError, ValueError: What `encode` raises, with the parameter's path before
+        it; a rule that matches no path; importance for a path that does not exist.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
+      >>> params = {"dense": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
+      >>> rules = [ssvq.Rule(r".*/kernel", ssvq.SSVQ(codewords=4))]
+      >>> compressed = ssvq.compress(params, rules, key=jax.random.key(0))
+      >>> compressed["dense"]["kernel"].codes.shape
+      (8, 32)
+    """
+    named, treedef = flatten(params, is_compressed)
+    for rule in rules:
+        if not any(rule.matches(path) for path in named):
+            raise ValueError(_no_match(rule.pattern, list(named)))
+    weights = {} if importance is None else flatten(importance)[0]
+    for path in weights:
+        if path not in named:
+            raise ValueError(f"importance: {_no_match(path, list(named))}")
+
+    leaves = []
+    for path, leaf in named.items():
+        rule = next((rule for rule in rules if rule.matches(path)), None)
+        if rule is None or rule.codec is None:
+            leaves.append(leaf)
+            continue
+        try:
+            if is_compressed(leaf):
+                raise ValueError(f"compressed already, by {leaf.codec.describe()}")
+            leaves.append(
+                encode(
+                    rule.codec,
+                    leaf,
+                    key=jax.random.fold_in(key, zlib.crc32(path.encode())),
+                    importance=weights.get(path),
+                    axis=_axis(path, leaf) if rule.axis is None else rule.axis,
+                )
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from error
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _axis(path: str, leaf: Any) -> int | None:
+    """The contracted axis where the name tells more than the shape."""
+    if path.rpartition("/")[2] == "embedding":
+        return -1
+    if getattr(leaf, "ndim", 0) == 3 and _ATTENTION_INPUT.fullmatch(path):
+        return 0
+    return None
+
+
+def _no_match(pattern: str, paths: list[str]) -> str:
+    near = difflib.get_close_matches(pattern, paths, n=5, cutoff=0.0)
+    return f"{pattern!r} matches no parameter; near it: {', '.join(near) or 'none'}"

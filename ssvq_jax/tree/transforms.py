@@ -1,0 +1,147 @@
+"""Functions over whole trees that hold `Compressed` nodes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.tree.paths import path_name
+
+
+def decode(tree: Any) -> Any:
+    """Decode every `Compressed` node to its array; anything else stays as it is.
+
+    Works under `jax.jit`, `jax.vmap` and `jax.grad`. The gradients are the
+    straight-through ones: for SSVQ, a codebook entry gets the sum over its blocks of
+    the weight's gradient times the sign, a latent the weight's gradient times the
+    codeword's magnitude (METHOD, section 3).
+
+    Args:
+      tree: Pytree, or a single node.
+
+    Returns:
+      The tree with arrays of the original shapes and dtypes.
+
+    Raises:
+      ValueError: A node whose leaves have the wrong shape, with its path.
+
+    Example:
+      >>> import jax, ssvq_jax as ssvq
+      >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
+      >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))
+      >>> ssvq.decode({"kernel": node})["kernel"].shape
+      (64, 32)
+    """
+    return _map_compressed(lambda node: node.decode(), tree)
+
+
+def finalize(tree: Any) -> Any:
+    """The inference form of every `Compressed` node; anything else stays as it is.
+
+    Latents become sign bits, codebooks are cast to their `codebook_dtype`, codes are
+    in their smallest integer type; nothing is left to train. Idempotent.
+
+    Args:
+      tree: Pytree, or a single node.
+
+    Returns:
+      The tree with finalized nodes: what `save` writes.
+
+    Raises:
+      ValueError: A codebook that is not finite or overflows its dtype, with its path.
+    """
+    return _map_compressed(lambda node: node.finalize(), tree)
+
+
+def partition(tree: Any) -> tuple[Any, Any]:
+    """Split the floating leaves from all others, for `jax.grad` and optimizers.
+
+    Args:
+      tree: Any pytree.
+
+    Returns:
+      `(trainable, static)`, both of the tree's structure, with `None` in place of the
+      leaves that the other one holds.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> trainable, static = partition({"w": jnp.ones(2), "codes": jnp.arange(2)})
+      >>> trainable["codes"], static["w"]
+      (None, None)
+    """
+    trainable = jax.tree.map(lambda x: x if _is_trainable(x) else None, tree)
+    static = jax.tree.map(lambda x: None if _is_trainable(x) else x, tree)
+    return trainable, static
+
+
+def combine(trainable: Any, static: Any) -> Any:
+    """Put together what `partition` took apart.
+
+    Raises:
+      ValueError: Trees of different structure.
+    """
+    return jax.tree.map(
+        lambda a, b: b if a is None else a,
+        trainable,
+        static,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def label_tree(tree: Any) -> Any:
+    """Label every leaf "sign", "codebook" or "other", for `optax.partition`.
+
+    "sign" are the latents of learned signs, "codebook" the codebooks. Where a tree has
+    mappings in place of nodes, as under `nnx.Optimizer`, the key above the leaves, the
+    name of the node's class, tells them.
+
+    Args:
+      tree: Parameters, gradients, or the trainable half that `partition` gives.
+
+    Returns:
+      A tree of the same structure with a string for every leaf.
+
+    Example:
+      >>> import optax, ssvq_jax as ssvq
+      >>> tx = optax.partition(
+      ...     {
+      ...         "sign": optax.chain(
+      ...             optax.adamw(1e-4),
+      ...             ssvq.freeze_signs(interval=500, threshold=0.1),
+      ...         ),
+      ...         "codebook": optax.adamw(1e-3),
+      ...         "other": optax.adamw(1e-4),
+      ...     },
+      ...     ssvq.label_tree,
+      ... )
+    """
+
+    def label(path, leaf):
+        if is_compressed(leaf):
+            return jax.tree_util.tree_map_with_path(
+                lambda inner, _: leaf.labels.get(inner[0].name, "other"), leaf
+            )
+        *_, parent, name = ("", "", *path_name(path).split("/"))
+        node = Compressed.classes.get(parent)
+        return "other" if node is None else node.labels.get(name, "other")
+
+    return jax.tree_util.tree_map_with_path(label, tree, is_leaf=is_compressed)
+
+
+def _map_compressed(function: Callable[[Compressed], Any], tree: Any) -> Any:
+    def visit(path, leaf):
+        if not is_compressed(leaf):
+            return leaf
+        try:
+            return function(leaf)
+        except ValueError as error:
+            name = path_name(path)
+            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+
+    return jax.tree_util.tree_map_with_path(visit, tree, is_leaf=is_compressed)
+
+
+def _is_trainable(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

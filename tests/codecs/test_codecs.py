@@ -1,0 +1,326 @@
+import dataclasses
+import itertools
+import json
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssvq_jax as ssvq
+from tests import reference
+
+CODECS = [
+    ssvq.SSVQ(4, 8),
+    ssvq.SSVQ(5, 3, codebook_dtype="float32"),
+    ssvq.SSVQ(4, 4, learn_signs=False, codebook_dtype="bfloat16"),
+    ssvq.SSVQ(2, 1, codebook_dtype="int8"),
+    ssvq.SSVQ(2, 16),
+    ssvq.VQ(4, 4),
+    ssvq.VQ(3, 5, codebook_dtype="int8"),
+    ssvq.Uniform(2),
+    ssvq.Uniform(8, scale_dtype="float32"),
+    ssvq.MVQ(4, 8, (2, 4)),
+    ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
+]
+SHAPES = [
+    ((64, 32), None),
+    ((27, 13), None),
+    ((3, 3, 5, 12), None),
+    ((3, 3, 1, 41), None),
+    ((50, 20), -1),
+    ((101,), None),
+    ((4, 6, 16), 0),
+]
+# Every codec on a plain and an awkward shape, every shape with every kind of codec.
+PAIRS = [(codec, *SHAPES[i]) for codec in CODECS for i in (0, 1)] + [
+    (CODECS[j], *shape) for j in (0, 2, 7, 10) for shape in SHAPES[2:]
+]
+
+
+def _weight(shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
+
+
+def _encode(codec, shape, axis=None, dtype=jnp.float32, **options):
+    key = jax.random.key(0)
+    return ssvq.encode(codec, _weight(shape, dtype), key=key, axis=axis, **options)
+
+
+@pytest.mark.parametrize(("codec", "shape", "axis"), PAIRS)
+def test_protocol(codec, shape, axis):
+    weight = _weight(shape)
+    node = ssvq.encode(codec, weight, key=jax.random.key(0), axis=axis)
+    assert (node.codec, node.shape, node.dtype) == (codec, shape, jnp.float32)
+    decoded = ssvq.decode(node)
+    chex.assert_equal_shape([decoded, weight])
+    chex.assert_trees_all_equal(jax.jit(ssvq.decode)(node), decoded)
+    assert float(jnp.sum((decoded - weight) ** 2)) < float(jnp.sum(weight**2))
+
+    final = ssvq.finalize(node)
+    chex.assert_trees_all_equal(ssvq.finalize(final), final)
+    assert final.bits == node.bits
+    stored, fields = final.stored(), codec.fields(shape, node.axis)
+    assert list(stored) == [field.name for field in fields]
+    for field in fields:
+        assert stored[field.name].shape == (field.count,)
+    restored = codec.restore(shape, node.dtype, node.axis, stored)
+    chex.assert_trees_all_equal_dtypes(restored, final)
+    chex.assert_trees_all_equal(ssvq.decode(restored), ssvq.decode(final))
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_bfloat16_weights(codec):
+    node = _encode(codec, (32, 12), dtype=jnp.bfloat16)
+    decoded = ssvq.decode(node)
+    assert decoded.dtype == jnp.bfloat16
+    trained, _ = ssvq.partition(node)
+    chex.assert_type(jax.tree.leaves(trained), jnp.float32)
+    weight = _weight((32, 12))
+    exact = jnp.linalg.norm(ssvq.decode(_encode(codec, (32, 12))) - weight)
+    error = jnp.linalg.norm(decoded.astype(jnp.float32) - weight)
+    np.testing.assert_allclose(error, exact, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_vmap_over_a_stack_of_layers(codec):
+    stack = _weight((3, 24, 10))
+    keys = jax.random.split(jax.random.key(0), 3)
+    nodes = jax.vmap(lambda w, key: ssvq.encode(codec, w, key=key))(stack, keys)
+    decoded = jax.vmap(ssvq.decode)(jax.vmap(ssvq.finalize)(nodes))
+    for weight, key, one in zip(stack, keys, decoded, strict=True):
+        alone = ssvq.decode(ssvq.finalize(ssvq.encode(codec, weight, key=key)))
+        np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="got .*vmap"):
+        ssvq.decode(nodes)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_codec_is_hashable_and_json(codec):
+    options = json.loads(json.dumps(dataclasses.asdict(codec)))
+    assert type(codec)(**options) == codec
+    assert hash(type(codec)(**options)) == hash(codec)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_ssvq_decodes_codeword_times_sign(shape, axis):
+    for codec in (ssvq.SSVQ(5, 3), ssvq.SSVQ(5, 3, learn_signs=False)):
+        node = _encode(codec, shape, axis)
+        magnitude = reference.lookup(
+            np.asarray(node.codebook), np.asarray(node.codes), shape, node.axis
+        )
+        assert (magnitude >= 0).all()
+        sign = np.where(np.asarray(_weight(shape)) >= 0, 1, -1)
+        np.testing.assert_array_equal(ssvq.decode(node), magnitude * sign)
+
+
+def test_ssvq_codes_are_the_nearest_magnitudes():
+    weight = np.asarray(_weight((27, 13)))
+    node = _encode(ssvq.SSVQ(5, 8), (27, 13))
+    blocks = reference.to_blocks(np.abs(weight), 8, 0).reshape(-1, 8)
+    valid = reference.to_blocks(np.ones_like(weight), 8, 0).reshape(-1, 8)
+    distance = reference.distances(blocks, node.codebook, valid)
+    codes = np.asarray(node.codes).ravel()
+    np.testing.assert_allclose(
+        distance[np.arange(len(codes)), codes], distance.min(axis=1), atol=1e-5
+    )
+
+
+def test_zero_weights_are_plus():
+    node = ssvq.encode(ssvq.SSVQ(2, 4), jnp.zeros((8, 4)), key=jax.random.key(0))
+    final = ssvq.finalize(node)
+    np.testing.assert_array_equal(final.signs, 0)
+    np.testing.assert_array_equal(ssvq.decode(final), 0.0)
+
+
+def test_latent_scale():
+    node = _encode(ssvq.SSVQ(4, 8, latent_scale=3.0), (16, 8))
+    np.testing.assert_allclose(node.latent, 3 * _weight((16, 8)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("codewords", [2, 255, 256, 257])
+def test_codes_have_the_smallest_type(codewords):
+    node = ssvq.finalize(_encode(ssvq.VQ(codewords, 1), (30, 20)))
+    assert node.codes.dtype == (jnp.uint8 if codewords <= 256 else jnp.uint16)
+
+
+def test_int8_codebook_is_within_half_a_step():
+    node = _encode(ssvq.VQ(8, 4, codebook_dtype="int8"), (64, 32))
+    final = ssvq.finalize(node)
+    assert final.codebook.dtype == jnp.int8
+    step = float(jnp.max(jnp.abs(node.codebook))) / 127
+    error = np.abs(np.asarray(final.codebook) * float(final.scale) - node.codebook)
+    assert error.max() <= 0.5001 * step
+
+
+def test_importance_moves_the_codebook_towards_what_matters(rng):
+    weight = _weight((64, 64))
+    important = np.zeros((64, 64), np.float32)
+    important[:, :8] = 1.0
+    importance = important + np.float32(1e-3)
+    for codec in (ssvq.SSVQ(4, 4), ssvq.VQ(4, 4), ssvq.MVQ(4, 4, (2, 4))):
+        key = jax.random.key(0)
+        plain = ssvq.decode(ssvq.encode(codec, weight, key=key))
+        node = ssvq.encode(codec, weight, key=key, importance=importance)
+        error = np.sum(important * np.square(ssvq.decode(node) - weight))
+        assert error < np.sum(important * np.square(plain - weight))
+
+
+# Uniform
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "channels"),
+    [
+        ((16, 6), None, (1, 6)),
+        ((3, 3, 4, 6), None, (1, 1, 1, 6)),
+        ((3, 3, 1, 6), None, (1, 1, 1, 6)),
+        ((16, 6), -1, (16, 1)),  # rows of an embedding
+        ((9,), None, (1,)),
+    ],
+)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_uniform_against_numpy(shape, axis, channels, bits):
+    weight = np.asarray(_weight(shape))
+    node = _encode(ssvq.Uniform(bits, scale_dtype="float32"), shape, axis)
+    others = tuple(i for i, n in enumerate(channels) if n == 1)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    step = 2 * np.abs(weight).mean(axis=others, keepdims=True) / math.sqrt(high)
+    codes = np.round(np.clip(weight / step, low, high))
+    np.testing.assert_allclose(ssvq.decode(node), codes * step, rtol=1e-5)
+    final = ssvq.finalize(node)
+    np.testing.assert_array_equal(final.codes, codes)
+    np.testing.assert_array_equal(ssvq.decode(final), ssvq.decode(node))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_uniform_gradients_are_those_of_lsq(bits, rng):
+    weight = np.asarray(_weight((16, 6)))
+    node = _encode(ssvq.Uniform(bits), (16, 6))
+    cotangent = rng.normal(size=(16, 6)).astype(np.float32)
+    gradient = jax.grad(lambda node: jnp.sum(ssvq.decode(node) * cotangent))(node)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    position = weight / np.asarray(node.scale)
+    inside = (position > low) & (position < high)
+    np.testing.assert_allclose(gradient.weight, cotangent * inside, rtol=1e-5)
+    local = np.where(inside, np.round(position) - position, np.clip(position, low, high))
+    expected = (cotangent * local).sum(axis=0) / math.sqrt(16 * high)
+    np.testing.assert_allclose(gradient.scale, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_uniform_survives_a_zero_channel():
+    weight = _weight((8, 3)).at[:, 1].set(0.0)
+    node = ssvq.encode(ssvq.Uniform(2), weight, key=jax.random.key(0))
+    np.testing.assert_array_equal(ssvq.decode(ssvq.finalize(node))[:, 1], 0.0)
+
+
+# MVQ
+
+
+@pytest.mark.parametrize("keep", [(1, 2), (2, 4), (4, 4), (3, 8)])
+def test_mvq_keeps_the_largest(keep):
+    kept, group = keep
+    weight = np.asarray(_weight((24, 5)))
+    node = _encode(ssvq.MVQ(4, 8, keep, codebook_dtype="float32"), (24, 5))
+    mask = np.zeros((24, 5), bool)
+    for start, column in itertools.product(range(0, 24, group), range(5)):
+        order = np.argsort(-np.abs(weight[start : start + group, column]))
+        mask[start + order[:kept], column] = True
+    codebook, codes = np.asarray(node.codebook), np.asarray(node.codes)
+    expected = reference.lookup(codebook, codes, (24, 5), 0) * mask
+    np.testing.assert_array_equal(ssvq.decode(node), expected)
+    assert np.count_nonzero(ssvq.decode(node)) <= 24 * 5 * kept / group
+
+
+def test_mvq_clusters_kept_positions_only():
+    weight = np.asarray(_weight((24, 5)))
+    node = _encode(ssvq.MVQ(4, 8, (2, 4)), (24, 5))
+    kept = np.asarray(ssvq.decode(node)) != 0
+    noisy = np.where(kept, weight, 0.0)  # pruned values do not matter
+    again = ssvq.encode(node.codec, noisy, key=jax.random.key(0))
+    chex.assert_trees_all_close(ssvq.decode(again), ssvq.decode(node), atol=1e-6)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("codec", "shape", "bits"),
+    [
+        (ssvq.SSVQ(16, 8), (64, 32), 256 * 4 + 2048 + 16 * 8 * 16),
+        (ssvq.SSVQ(16, 8, codebook_dtype="float32"), (64, 32), 1024 + 2048 + 4096),
+        (ssvq.VQ(17, 4, codebook_dtype="int8"), (64, 32), 512 * 5 + 17 * 4 * 8 + 32),
+        (ssvq.Uniform(3), (64, 32), 2048 * 3 + 32 * 16),
+        (ssvq.MVQ(16, 8, (2, 4)), (64, 32), 1024 + 512 * 3 + 16 * 8 * 8 + 32),
+        # 27 inputs: 4 blocks of 8, but signs and masks of the 27 weights alone.
+        (ssvq.SSVQ(4, 8), (27, 16), 64 * 2 + 27 * 16 + 4 * 8 * 16),
+        (ssvq.MVQ(4, 8, (2, 4)), (27, 16), 64 * 2 + 7 * 16 * 3 + 4 * 8 * 8 + 32),
+    ],
+)
+def test_bits_are_those_of_the_method(codec, shape, bits):
+    assert _encode(codec, shape).bits == bits
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (np.ones((16, 4), np.int32), TypeError, "weight.*floating.*int32"),
+        (np.ones((0, 4), np.float32), ValueError, r"non-empty.*\(0, 4\)"),
+        (np.float32(1.0), ValueError, r"scalar.*\(\)"),
+        (np.full((16, 4), np.inf, np.float32), ValueError, "weight.*64 NaN or inf"),
+        (np.array([[1.0], [np.nan]], np.float32), ValueError, "1 NaN.*of 2"),
+        (np.ones((8, 2), np.float32), ValueError, "codewords.*at most 2.*got 4"),
+    ],
+)
+@pytest.mark.parametrize("codec", [ssvq.SSVQ(4, 8), ssvq.VQ(4, 8)])
+def test_bad_weights(codec, weight, error, message, key):
+    with pytest.raises(error, match=message):
+        ssvq.encode(codec, weight, key=key)
+
+
+def test_bad_importance_and_axis(key):
+    weight = np.ones((16, 4), np.float32)
+    with pytest.raises(ValueError, match=r"importance.*\(16, 4\), got \(4,\)"):
+        ssvq.encode(ssvq.SSVQ(2, 8), weight, key=key, importance=weight[0])
+    with pytest.raises(ValueError, match="importance.*>= 0, got -1"):
+        ssvq.encode(ssvq.SSVQ(2, 8), weight, key=key, importance=-weight)
+    with pytest.raises(ValueError, match="axis.*got 2"):
+        ssvq.encode(ssvq.SSVQ(2, 8), weight, key=key, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ssvq.SSVQ(1, 8), ValueError, "codewords.*at least 2, got 1"),
+        (lambda: ssvq.SSVQ(16, 0), ValueError, "block.*at least 1, got 0"),
+        (lambda: ssvq.SSVQ(16.0, 8), TypeError, "codewords.*integer.*16.0"),
+        (lambda: ssvq.SSVQ(codebook_dtype="int4"), ValueError, "float16.*'int4'"),
+        (lambda: ssvq.SSVQ(latent_scale=0.0), ValueError, "latent_scale.*0.0"),
+        (lambda: ssvq.VQ(True, 8), TypeError, "codewords.*True"),
+        (lambda: ssvq.VQ(4, -1), ValueError, "block.*-1"),
+        (lambda: ssvq.Uniform(1), ValueError, "bits.*2 to 8, got 1"),
+        (lambda: ssvq.Uniform(2, scale_dtype="int8"), ValueError, "scale_dtype"),
+        (lambda: ssvq.MVQ(4, 8, (3, 2)), ValueError, "keep: N.*1 to 2, got 3"),
+        (lambda: ssvq.MVQ(4, 8, (1, 3)), ValueError, "block.*multiple of M = 3"),
+        (lambda: ssvq.MVQ(4, 8, 2), TypeError, "keep.*pair"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_bad_options(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_codebook_that_overflows_its_dtype_is_refused(key):
+    weight = 1e6 * _weight((32, 8))
+    node = ssvq.encode(ssvq.SSVQ(4, 8), weight, key=key)
+    with pytest.raises(ValueError, match="overflow.*'float16'.*'bfloat16'"):
+        ssvq.finalize(node)
+    broken = node.replace(codebook=node.codebook.at[0, 0].set(jnp.nan))
+    with pytest.raises(ValueError, match="a/b: codebook.*1 NaN"):
+        ssvq.finalize({"a": {"b": broken}})

@@ -1,0 +1,55 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssvq_jax.core.bits import pack_bits, unpack_bits
+from ssvq_jax.core.blocks import (
+    contracted_axis,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+    valid_positions,
+)
+from tests import reference
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((7,), 0),  # vector
+        ((192, 768), 0),  # dense (in, out)
+        ((1, 768), 1),  # dense with one input
+        ((3, 3, 16, 32), 2),  # convolution HWIO
+        ((3, 3, 1, 32), 3),  # depthwise
+        ((5, 16, 32), 1),  # one-dimensional convolution, or a stack of kernels
+    ],
+)
+def test_contracted_axis(shape, axis):
+    assert contracted_axis(shape) == axis
+
+
+@given(st.data())
+def test_blocks_against_the_reference_and_back(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    block = data.draw(st.integers(1, 9))
+    x = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+    blocks = to_blocks(jnp.asarray(x), block, axis)
+    expected = reference.to_blocks(x, block, axis)
+    np.testing.assert_array_equal(blocks, expected)
+    assert blocks.shape == (*grid_shape(shape, block, axis), block)
+    np.testing.assert_array_equal(from_blocks(blocks, shape, axis), x)
+    valid = np.broadcast_to(valid_positions(shape, block, axis), expected.shape)
+    np.testing.assert_array_equal(valid, expected > 0)
+
+
+@given(st.integers(0, 3), st.integers(1, 19), st.integers(0, 2**32 - 1))
+def test_bits_round_trip_lowest_first(rows, length, seed):
+    bits = np.random.default_rng(seed).random((rows, length)) < 0.5
+    packed = pack_bits(jnp.asarray(bits))
+    np.testing.assert_array_equal(
+        packed, np.packbits(bits, axis=-1, bitorder="little")
+    )
+    np.testing.assert_array_equal(unpack_bits(packed, length), bits)

@@ -1,0 +1,129 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ssvq_jax as ssvq
+
+
+@pytest.fixture
+def compressed(rng, key):
+    params = {
+        "a": {"kernel": jnp.asarray(rng.normal(size=(16, 8)), "f4"), "bias": jnp.ones(8)},
+        "b": (jnp.asarray(rng.normal(size=(16, 4)), "f4"), None),
+        "c": jnp.asarray(rng.normal(size=(16, 4)), "f4"),
+        "count": jnp.int32(3),
+    }
+    rules = [
+        ssvq.Rule("a/kernel", ssvq.SSVQ(4, 4)),
+        ssvq.Rule("b/0", ssvq.Uniform(2)),
+        ssvq.Rule("c", ssvq.MVQ(4, 4, (1, 2))),
+    ]
+    return ssvq.compress(params, rules, key=key)
+
+
+def test_partition_and_combine(compressed):
+    trainable, static = ssvq.partition(compressed)
+    floats = {leaf.dtype.name for leaf in jax.tree.leaves(trainable)}
+    others = {leaf.dtype.name for leaf in jax.tree.leaves(static)}
+    assert floats == {"float32"}
+    assert others == {"uint8", "int32"}
+    chex.assert_trees_all_equal(ssvq.combine(trainable, static), compressed)
+    with pytest.raises(ValueError, match="a"):
+        ssvq.combine(trainable, {"a": static["a"]})
+
+
+def test_label_tree(compressed):
+    labels = ssvq.label_tree(compressed)
+    chex.assert_trees_all_equal_structs(
+        labels, jax.tree.map(lambda _: "", compressed)
+    )
+    assert labels["a"]["kernel"].latent == "sign"
+    assert labels["a"]["kernel"].codebook == "codebook"
+    assert labels["a"]["kernel"].codes == "other"
+    assert labels["a"]["bias"] == "other"
+    assert labels["b"][0].weight == labels["b"][0].scale == "other"
+    assert labels["c"].codebook == "codebook"
+    # A parameter of the user's that happens to be called so is none of ours.
+    assert ssvq.label_tree({"x": {"latent": 1.0, "codebook": 2.0}}) == {
+        "x": {"latent": "other", "codebook": "other"}
+    }
+
+
+def test_label_tree_drives_optax_partition(compressed):
+    trainable, static = ssvq.partition(compressed)
+    rates = {"sign": 0.1, "codebook": 0.01, "other": 0.0}
+    tx = optax.partition({k: optax.sgd(v) for k, v in rates.items()}, ssvq.label_tree)
+
+    def loss(trainable):
+        decoded = ssvq.decode(ssvq.combine(trainable, static))
+        return sum(jnp.sum(x) for x in jax.tree.leaves(decoded) if x.dtype == jnp.float32)
+
+    gradient = jax.grad(loss)(trainable)
+    updates, _ = tx.update(gradient, tx.init(trainable), trainable)
+    expected = jax.tree.map(
+        lambda label, g: -rates[label] * g, ssvq.label_tree(trainable), gradient
+    )
+    chex.assert_trees_all_close(updates, expected)
+
+
+def test_decode_and_finalize_leave_the_rest_alone(compressed):
+    for function in (ssvq.decode, ssvq.finalize):
+        result = function(compressed)
+        assert result["count"] is compressed["count"]
+        assert result["b"][1] is None
+        assert result["a"]["bias"] is compressed["a"]["bias"]
+    final = ssvq.finalize(compressed)
+    assert final["a"]["kernel"].latent is None
+    assert final["a"]["kernel"].codebook.dtype == jnp.float16
+    assert final["b"][0].weight is None
+    chex.assert_trees_all_equal(ssvq.finalize(final), final)
+
+
+def test_finalized_values_are_the_trained_ones_up_to_the_codebook_dtype(rng, key):
+    weight = rng.normal(size=(32, 16)).astype(np.float32)
+    exact = ssvq.encode(ssvq.SSVQ(8, 4, codebook_dtype="float32"), weight, key=key)
+    chex.assert_trees_all_equal(ssvq.decode(ssvq.finalize(exact)), ssvq.decode(exact))
+    half = ssvq.encode(ssvq.SSVQ(8, 4), weight, key=key)
+    chex.assert_trees_all_close(
+        ssvq.decode(ssvq.finalize(half)), ssvq.decode(half), rtol=2**-11
+    )
+
+
+def test_decode_error_names_the_path(compressed):
+    node = compressed["a"]["kernel"]
+    compressed["a"]["kernel"] = node.replace(latent=node.latent[:3])
+    with pytest.raises(ValueError, match=r"a/kernel: latent.*\(16, 8\), got \(3, 8\)"):
+        ssvq.decode(compressed)
+
+
+def test_report(compressed, rng):
+    text = str(ssvq.report(compressed))
+    assert "a/kernel" in text
+    assert "not compressed" in text
+    report = ssvq.report(compressed)
+    rows = {row.path: row for row in report.rows}
+    assert rows["a/kernel"].shape == (16, 8)
+    assert rows["a/kernel"].bits == compressed["a"]["kernel"].bits
+    assert rows["a/kernel"].error is None
+    assert rows["a/bias"].bits == 8 * 32
+    assert report.compressed.weights == 16 * 8 + 16 * 4 + 16 * 4
+    assert report.compressed.bits == sum(rows[p].bits for p in ("a/kernel", "b/0", "c"))
+    assert report.model.bits == sum(row.bits for row in report.rows)
+    assert report.model.ratio == 32 * report.model.weights / report.model.bits
+
+
+def test_report_errors_against_a_reference(rng, key):
+    weight = rng.normal(size=(16, 8)).astype(np.float32)
+    params = {"a": weight, "b": np.zeros((8, 2), np.float32)}
+    compressed = ssvq.compress(params, [ssvq.Rule(".*", ssvq.VQ(4, 4))], key=key)
+    [a, b] = ssvq.report(compressed, params).rows
+    decoded = np.asarray(ssvq.decode(compressed)["a"])
+    expected = np.sum((weight - decoded) ** 2) / np.sum(weight**2)
+    np.testing.assert_allclose(a.error, expected, rtol=1e-5)
+    assert a.codewords_used == 1.0
+    assert (b.error, b.codewords_used) == (0.0, 0.25)
+    with pytest.raises(ValueError, match="a: expected shape.*nothing"):
+        ssvq.report(compressed, {"b": params["b"]})
