@@ -1,5 +1,6 @@
 """Progressive freezing of the signs, as an optax transform (METHOD, section 4)."""
 
+import operator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,14 +19,14 @@ class FreezeSignsState(NamedTuple):
     no sign latent.
 
     Attributes:
-      count: Updates so far, an int32 scalar.
+      step: Updates so far, `t`, an int32 scalar.
       frequency: Moving average of "the sign flipped", float32.
       votes: Pluses minus minuses so far, int32; with `decide="average"` the moving
         average of the sign, float32.
       frozen: Whether the sign is frozen.
     """
 
-    count: Array
+    step: Array
     frequency: Any
     votes: Any
     frozen: Any
@@ -102,7 +103,7 @@ def freeze_signs(
             return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), signs)
 
         return FreezeSignsState(
-            count=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             frequency=zeros(jnp.float32),
             votes=zeros(votes_dtype),
             frozen=zeros(jnp.bool_),
@@ -116,11 +117,11 @@ def freeze_signs(
         proposed = _signs(params, updates)
         _require_same_structure(latents, proposed, "updates")
         _require_same_structure(latents, state.frequency, "optimizer state")
-        count = optax.safe_increment(state.count)
-        limit = threshold(count) if callable(threshold) else threshold
-        due = count % interval == 0
+        t = jnp.asarray(optax.safe_increment(state.step))
+        limit = threshold(t) if callable(threshold) else threshold
+        due = t % interval == 0
 
-        def step(latent, proposal, frequency, votes, frozen):
+        def freeze(latent, proposal, frequency, votes, frozen):
             moved = jnp.where(frozen, latent, latent + proposal.astype(latent.dtype))
             plus = moved >= 0
             flipped = plus != (latent >= 0)
@@ -140,10 +141,10 @@ def freeze_signs(
             return _Step(new - latent, frequency, votes, frozen | freezing)
 
         steps = jax.tree.map(
-            step, latents, proposed, state.frequency, state.votes, state.frozen
+            freeze, latents, proposed, state.frequency, state.votes, state.frozen
         )
         new_updates, *rest = (
-            jax.tree.map(lambda x: x[i], steps, is_leaf=lambda x: isinstance(x, _Step))
+            jax.tree.map(operator.itemgetter(i), steps, is_leaf=_is_step)
             for i in range(4)
         )
         updates = jax.tree.map(
@@ -152,13 +153,17 @@ def freeze_signs(
             updates,
             is_leaf=lambda x: x is None,
         )
-        return updates, FreezeSignsState(count, *rest)
+        return updates, FreezeSignsState(t, *rest)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _is_step(x: Any) -> bool:
+    return isinstance(x, _Step)
+
+
 def _signs(params: Any, tree: Any) -> Any:
-    """The leaves of `tree` that belong to sign latents of `params`; `None` elsewhere."""
+    """The leaves of `tree` that are sign latents in `params`; `None` elsewhere."""
     labels = label_tree(params)
     try:
         return jax.tree.map(

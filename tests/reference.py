@@ -23,7 +23,9 @@ def lookup(codebook, codes, shape, axis):
     out = np.zeros(shape)
     for index in itertools.product(*map(range, shape)):
         group, position = divmod(index[axis], codebook.shape[1])
-        out[index] = codebook[codes[(*index[:axis], group, *index[axis + 1 :])], position]
+        out[index] = codebook[
+            codes[(*index[:axis], group, *index[axis + 1 :])], position
+        ]
     return out
 
 
@@ -56,7 +58,9 @@ def lloyd(points, codebook, importance, iterations):
         for j in range(len(codebook)):
             mass = importance[codes == j].sum(axis=0)
             total = (importance * points)[codes == j].sum(axis=0)
-            codebook[j] = np.where(mass > 0, total / np.where(mass > 0, mass, 1), codebook[j])
+            codebook[j] = np.where(
+                mass > 0, total / np.where(mass > 0, mass, 1), codebook[j]
+            )
     distance = distances(points, codebook, importance)
     return codebook, distance.argmin(axis=1), distance.min(axis=1).sum()
 

@@ -67,9 +67,7 @@ def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):
 def test_training_steps(mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     x = rng.normal(size=(8, 64)).astype(np.float32)
-    tx = optax.chain(
-        optax.adamw(0.1), ssvq.freeze_signs(interval=2, threshold=0.001)
-    )
+    tx = optax.chain(optax.adamw(0.1), ssvq.freeze_signs(interval=2, threshold=0.001))
 
     def train(weight, x):
         node = ssvq.encode(ssvq.SSVQ(8, 8), weight, key=key)

@@ -137,9 +137,7 @@ def codebook_fields(codewords: int, block: int, dtype: str) -> tuple[Field, ...]
     return (codebook,)
 
 
-def codes_field(
-    codewords: int, shape: tuple[int, ...], block: int, axis: int
-) -> Field:
+def codes_field(codewords: int, shape: tuple[int, ...], block: int, axis: int) -> Field:
     """The stored form of the codes: `ceil(log2 k)` bits each, in the grid's order."""
     count = math.prod(grid_shape(shape, block, axis))
     return Field("codes", count, (codewords - 1).bit_length(), limit=codewords)

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, register, require_integer
+from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
 from ssvq_jax.core.bits import unpack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
 from ssvq_jax.core.sharding import place, replicate, sharding_of
@@ -79,9 +80,7 @@ class MVQ(Codec):
             axis=axis,
             codebook=codebook,
             codes=codes,
-            mask=shared.pack_blocks(
-                place(kept, sharding_of(weight)), self.block, axis
-            ),
+            mask=shared.pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
         )
 
     def fields(self, shape, axis):
@@ -115,7 +114,7 @@ class MVQ(Codec):
         )
 
 
-@register
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MVQWeight(Compressed):
     """A weight compressed by `MVQ`. See `Compressed`.

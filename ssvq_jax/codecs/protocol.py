@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -240,8 +239,3 @@ def require_integer(name: str, value: Any, low: int, high: int | None = None) ->
     if value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"{low} to {high}"
         raise ValueError(f"{name}: expected {limits}, got {value}")
-
-
-def register(cls: type[Compressed]) -> type[Compressed]:
-    """Register a node class with JAX: `codec`, `shape`, `dtype`, `axis` are static."""
-    return jax.tree_util.register_dataclass(cls)

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, register, require_integer
+from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
 from ssvq_jax.core.bits import unpack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape
 from ssvq_jax.core.signs import sign_ste, split_signs
@@ -95,7 +96,7 @@ class SSVQ(Codec):
         )
 
 
-@register
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSVQWeight(Compressed):
     """A weight compressed by `SSVQ`. See `Compressed`.

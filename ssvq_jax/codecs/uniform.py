@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, register, require_integer
+from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
 from ssvq_jax.core.checks import require_finite
 from ssvq_jax.core.sharding import replicate
 
@@ -98,7 +98,7 @@ class Uniform(Codec):
         )
 
 
-@register
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformWeight(Compressed):
     """A weight compressed by `Uniform`. See `Compressed`.

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, register, require_integer
+from ssvq_jax.codecs.protocol import Codec, Compressed, require_integer
 from ssvq_jax.core.blocks import grid_shape
 
 
@@ -63,7 +65,7 @@ class VQ(Codec):
         return VQWeight(codec=self, shape=shape, dtype=dtype, axis=axis, **leaves)
 
 
-@register
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQWeight(Compressed):
     """A weight compressed by `VQ`. See `Compressed`.
@@ -83,9 +85,7 @@ class VQWeight(Compressed):
         return self.codes
 
     def values(self):
-        self.require_shape(
-            "codes", grid_shape(self.shape, self.codec.block, self.axis)
-        )
+        self.require_shape("codes", grid_shape(self.shape, self.codec.block, self.axis))
         return shared.lookup(
             self.codebook, self.scale, self.codes, self.shape, self.axis
         )

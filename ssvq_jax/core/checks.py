@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 
@@ -13,7 +14,7 @@ def require_floating(name: str, x: Array) -> None:
 
 def require_finite(name: str, x: Array) -> None:
     """Raise `ValueError` if a concrete `x` holds NaN or infinite values."""
-    if not isinstance(x, jax.core.Tracer) and not _all_finite(x):
+    if not isinstance(x, Tracer) and not _all_finite(x):
         bad = int(jnp.sum(~jnp.isfinite(x)))
         raise ValueError(
             f"{name}: expected finite values, got {bad} NaN or infinite of {x.size}"
@@ -28,5 +29,5 @@ def _all_finite(x: Array) -> Array:
 def require_nonnegative(name: str, x: Array) -> None:
     """Raise `ValueError` if a concrete `x` is not finite and non-negative."""
     require_finite(name, x)
-    if not isinstance(x, jax.core.Tracer) and jnp.any(x < 0):
+    if not isinstance(x, Tracer) and jnp.any(x < 0):
         raise ValueError(f"{name}: expected values >= 0, got {float(jnp.min(x))}")

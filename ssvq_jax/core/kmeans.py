@@ -75,7 +75,9 @@ def fit_codebook(
     points = jnp.asarray(points)
     require_floating("points", points)
     if points.ndim != 2 or points.size == 0:
-        raise ValueError(f"points: expected shape (n, d), not empty, got {points.shape}")
+        raise ValueError(
+            f"points: expected shape (n, d), not empty, got {points.shape}"
+        )
     count, dim = points.shape
     if not 1 <= codewords <= count:
         raise ValueError(
@@ -121,7 +123,9 @@ def _padded_count(count: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, ... chunks."""
     chunks = math.ceil(count / CHUNK)
     power = 1 << (chunks - 1).bit_length()
-    return CHUNK * (power * 3 // 4 if power >= 4 and chunks <= power * 3 // 4 else power)
+    return CHUNK * (
+        power * 3 // 4 if power >= 4 and chunks <= power * 3 // 4 else power
+    )
 
 
 def _sample(

@@ -6,8 +6,10 @@ over to the compiler, too, and are the identity for arrays on one device.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -17,7 +19,7 @@ def sharding_of(x: Array) -> NamedSharding | None:
 
     For a tracer it is known under Explicit axes only.
     """
-    sharding = x.aval.sharding if isinstance(x, jax.core.Tracer) else x.sharding
+    sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
     if not isinstance(sharding, NamedSharding) or not any(sharding.spec):
         return None
     return sharding
@@ -67,7 +69,8 @@ def compiler_sharded(
     """
     if sharding is None or not _is_explicit(sharding):
         return function
-    return jax.sharding.auto_axes(function, out_sharding=sharding)
+    wrapped: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
+    return wrapped
 
 
 def _is_explicit(sharding: NamedSharding) -> bool:

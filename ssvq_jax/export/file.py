@@ -1,9 +1,9 @@
 """`save` and `load`: the packed file. The format itself is described in FORMAT.md."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import secrets
@@ -94,7 +94,7 @@ def save(
         "metadata": dict(metadata or {}),
     }
     text = json.dumps(spec, separators=(",", ":"), allow_nan=False)
-    header = {"ssvq_jax": text, "ssvq_jax_hash": _hash_bytes(text.encode())}
+    header = {"ssvq_jax": f"{_hash_bytes(text.encode())} {text}"}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         save_file(tensors, temporary, metadata=header)
@@ -103,9 +103,12 @@ def save(
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
-        raise OSError(number, f"cannot write the packed file: {error}", str(path)) from error
+        raise OSError(
+            number, f"cannot write the packed file: {error}", str(path)
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -178,8 +181,8 @@ def _read_spec(file: Any) -> dict[str, Any]:
     header = file.metadata() or {}
     if "ssvq_jax" not in header:
         raise FormatError("not written by ssvq_jax: its description is missing")
-    text = header["ssvq_jax"]
-    if header.get("ssvq_jax_hash") != _hash_bytes(text.encode()):
+    digest, _, text = header["ssvq_jax"].partition(" ")
+    if digest != _hash_bytes(text.encode()):
         raise FormatError("the description does not match its hash")
     try:
         spec = json.loads(text)
@@ -290,7 +293,7 @@ def _expect(spec: dict[str, Any], name: str, kind: type) -> Any:
     return spec[name]
 
 
-def _integer(name: str, value: Any, limit: float = math.inf) -> int:
+def _integer(name: str, value: Any, limit: int = 1 << 62) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
         raise FormatError(f"{name}: expected an integer from 0 to below {limit}")
     return value

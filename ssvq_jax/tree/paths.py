@@ -26,7 +26,7 @@ def path_name(path: KeyPath) -> str:
 
 def flatten(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
+) -> tuple[dict[str, Any], Any]:
     """Leaves by name, in the tree's order, and its structure.
 
     Raises:

@@ -168,7 +168,9 @@ def _total(name: str, rows: list[Row]) -> Row:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.path,
-        f"{row.weights:,} weights" if row.shape is None else "x".join(map(str, row.shape)),
+        f"{row.weights:,} weights"
+        if row.shape is None
+        else "x".join(map(str, row.shape)),
         row.rule,
         f"{row.bits_per_weight:.3f}",
         f"{row.ratio:.1f}",

@@ -205,7 +205,9 @@ def test_uniform_gradients_are_those_of_lsq(bits, rng):
     position = weight / np.asarray(node.scale)
     inside = (position > low) & (position < high)
     np.testing.assert_allclose(gradient.weight, cotangent * inside, rtol=1e-5)
-    local = np.where(inside, np.round(position) - position, np.clip(position, low, high))
+    local = np.where(
+        inside, np.round(position) - position, np.clip(position, low, high)
+    )
     expected = (cotangent * local).sum(axis=0) / math.sqrt(16 * high)
     np.testing.assert_allclose(gradient.scale, expected, rtol=1e-4, atol=1e-5)
 

@@ -76,7 +76,11 @@ def test_through_dense_and_convolution(rng, key):
 
     def model(params):
         y = jax.lax.conv_general_dilated(
-            x, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            params["conv"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return jnp.sum(jnp.tanh(jnp.tanh(y) @ params["dense"]) ** 2)
 
@@ -84,7 +88,9 @@ def test_through_dense_and_convolution(rng, key):
     rules = [ssvq.Rule(".*", ssvq.SSVQ(4, 4))]
     compressed = ssvq.compress(params, rules, key=key)
     trainable, static = ssvq.partition(compressed)
-    gradient = jax.grad(lambda t: model(ssvq.decode(ssvq.combine(t, static))))(trainable)
+    gradient = jax.grad(lambda t: model(ssvq.decode(ssvq.combine(t, static))))(
+        trainable
+    )
     upstream = jax.grad(model)(ssvq.decode(compressed))
     for name, node in compressed.items():
         weight, codes = params[name], np.asarray(node.codes)
@@ -101,7 +107,9 @@ def test_through_dense_and_convolution(rng, key):
             np.asarray(node.codebook), codes, weight.shape, node.axis
         )
         expected = np.asarray(upstream[name]) * magnitude
-        np.testing.assert_allclose(gradient[name].latent, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            gradient[name].latent, expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_allow_int_gives_the_same(rng, key):

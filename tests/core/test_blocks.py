@@ -49,7 +49,5 @@ def test_blocks_against_the_reference_and_back(data):
 def test_bits_round_trip_lowest_first(rows, length, seed):
     bits = np.random.default_rng(seed).random((rows, length)) < 0.5
     packed = pack_bits(jnp.asarray(bits))
-    np.testing.assert_array_equal(
-        packed, np.packbits(bits, axis=-1, bitorder="little")
-    )
+    np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little"))
     np.testing.assert_array_equal(unpack_bits(packed, length), bits)

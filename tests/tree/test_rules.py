@@ -113,9 +113,7 @@ def test_rule_that_matches_nothing_lists_near_paths(rng, key):
     with pytest.raises(ValueError, match="'conv/kernal' matches no.*conv/kernel"):
         ssvq.compress(_params(rng), [ssvq.Rule("conv/kernal", ssvq.SSVQ())], key=key)
     with pytest.raises(ValueError, match="importance: 'nope' matches no"):
-        ssvq.compress(
-            {"a": jnp.ones(4)}, [], key=key, importance={"nope": jnp.ones(4)}
-        )
+        ssvq.compress({"a": jnp.ones(4)}, [], key=key, importance={"nope": jnp.ones(4)})
 
 
 @pytest.mark.parametrize(

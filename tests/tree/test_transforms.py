@@ -11,7 +11,10 @@ import ssvq_jax as ssvq
 @pytest.fixture
 def compressed(rng, key):
     params = {
-        "a": {"kernel": jnp.asarray(rng.normal(size=(16, 8)), "f4"), "bias": jnp.ones(8)},
+        "a": {
+            "kernel": jnp.asarray(rng.normal(size=(16, 8)), "f4"),
+            "bias": jnp.ones(8),
+        },
         "b": (jnp.asarray(rng.normal(size=(16, 4)), "f4"), None),
         "c": jnp.asarray(rng.normal(size=(16, 4)), "f4"),
         "count": jnp.int32(3),
@@ -37,9 +40,7 @@ def test_partition_and_combine(compressed):
 
 def test_label_tree(compressed):
     labels = ssvq.label_tree(compressed)
-    chex.assert_trees_all_equal_structs(
-        labels, jax.tree.map(lambda _: "", compressed)
-    )
+    chex.assert_trees_all_equal_structs(labels, jax.tree.map(lambda _: "", compressed))
     assert labels["a"]["kernel"].latent == "sign"
     assert labels["a"]["kernel"].codebook == "codebook"
     assert labels["a"]["kernel"].codes == "other"
@@ -59,7 +60,9 @@ def test_label_tree_drives_optax_partition(compressed):
 
     def loss(trainable):
         decoded = ssvq.decode(ssvq.combine(trainable, static))
-        return sum(jnp.sum(x) for x in jax.tree.leaves(decoded) if x.dtype == jnp.float32)
+        return sum(
+            jnp.sum(x) for x in jax.tree.leaves(decoded) if x.dtype == jnp.float32
+        )
 
     gradient = jax.grad(loss)(trainable)
     updates, _ = tx.update(gradient, tx.init(trainable), trainable)

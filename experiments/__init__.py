@@ -1,0 +1,1 @@
+"""Experiments with ssvq_jax: data, models, scripts and their results."""

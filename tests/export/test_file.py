@@ -1,0 +1,295 @@
+import json
+import os
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import ssvq_jax as ssvq
+from ssvq_jax.export import file as packed_file
+from ssvq_jax.export import read_metadata
+
+CODECS = [
+    ssvq.SSVQ(4, 8),
+    ssvq.SSVQ(5, 3, codebook_dtype="float32"),
+    ssvq.SSVQ(4, 4, learn_signs=False, codebook_dtype="bfloat16"),
+    ssvq.SSVQ(300, 1, codebook_dtype="int8"),
+    ssvq.VQ(2, 4),
+    ssvq.VQ(3, 5, codebook_dtype="int8"),
+    ssvq.Uniform(2),
+    ssvq.Uniform(5, scale_dtype="bfloat16"),
+    ssvq.MVQ(4, 8, (2, 4)),
+    ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
+]
+
+
+def _params(rng):
+    return {
+        "dense": jnp.asarray(rng.normal(size=(27, 13)), "f4"),
+        "conv": jnp.asarray(rng.normal(size=(3, 3, 5, 24)), "bfloat16"),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path, rng, key):
+    """A small file with one compressed and one plain parameter."""
+    params = {"a": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), "f4")}, "b": _B}
+    rules = [ssvq.Rule("a/.*", ssvq.SSVQ(2, 4))]
+    tree = ssvq.finalize(ssvq.compress(params, rules, key=key))
+    path = tmp_path / "small.ssvq.safetensors"
+    ssvq.save(path, tree, metadata={"note": "small"})
+    return path, tree
+
+
+_B = jnp.arange(3.0)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_load_gives_the_finalized_tree_bit_for_bit(codec, tmp_path, rng, key):
+    tree = ssvq.compress(_params(rng), [ssvq.Rule(".*", codec)], key=key)
+    final = ssvq.finalize(tree)
+    path = tmp_path / "model.ssvq.safetensors"
+    ssvq.save(path, tree)
+    loaded = ssvq.load(path)
+    chex.assert_trees_all_equal_structs(loaded, final)
+    chex.assert_trees_all_equal_dtypes(loaded, final)
+    chex.assert_trees_all_equal(ssvq.decode(loaded), ssvq.decode(final))
+    chex.assert_trees_all_equal_dtypes(ssvq.decode(loaded), ssvq.decode(final))
+    again = tmp_path / "again.ssvq.safetensors"
+    ssvq.save(again, loaded)
+    assert again.read_bytes() == path.read_bytes()
+    payloads = load_file(path)
+    for name, node in final.items():
+        assert payloads[name].dtype == np.uint8
+        assert 8 * payloads[name].size == node.bits
+
+
+def test_what_is_not_compressed_comes_back_as_it_was(tmp_path):
+    dtypes = ("f4", "f2", "f8", "bfloat16", "i1", "i8", "u2", "bool")
+    tree = {
+        "dtypes": {name: np.ones((2, 3), jnp.dtype(name)) for name in dtypes},
+        "list": [np.float32(1.5), (np.arange(3), None)],
+        "numbers": {0: np.ones(2), 10: {"empty": np.ones((0, 3), "f4")}},
+        "nothing": {},
+        "strided": np.arange(12.0).reshape(3, 4).T,
+    }
+    ssvq.save(tmp_path / "x", tree)
+    loaded = ssvq.load(tmp_path / "x")
+    chex.assert_trees_all_equal_structs(loaded, tree)
+    chex.assert_trees_all_equal(loaded, tree)
+    chex.assert_trees_all_equal_dtypes(loaded, tree)
+
+
+def test_state_of_a_module_comes_back_as_dicts(tmp_path):
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+    state = nnx.state(model, nnx.Param)
+    ssvq.save(tmp_path / "x", state)
+    chex.assert_trees_all_equal(ssvq.load(tmp_path / "x"), nnx.to_pure_dict(state))
+
+
+def test_a_single_node(tmp_path, rng, key):
+    node = ssvq.encode(ssvq.VQ(2, 4), rng.normal(size=(8, 4)).astype("f4"), key=key)
+    ssvq.save(tmp_path / "x", node)
+    chex.assert_trees_all_equal(ssvq.load(tmp_path / "x"), ssvq.finalize(node))
+
+
+def test_metadata(saved, tmp_path):
+    path, tree = saved
+    assert read_metadata(path) == {"note": "small"}
+    with pytest.raises(TypeError, match="JSON"):
+        ssvq.save(tmp_path / "y", tree, metadata={"bad": object()})
+    assert not (tmp_path / "y").exists()
+
+
+def test_truncated_at_every_length(saved, tmp_path):
+    path, _ = saved
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(ssvq.FormatError, match="small.ssvq"):
+            ssvq.load(path)
+
+
+def test_every_flipped_bit_is_noticed(saved):
+    path, tree = saved
+    data = path.read_bytes()
+    accepted = []
+    for position in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[position // 8] ^= 1 << position % 8
+        path.write_bytes(altered)
+        try:
+            loaded = ssvq.load(path)
+        except ssvq.FormatError as error:
+            assert "small.ssvq" in str(error)
+        else:
+            chex.assert_trees_all_equal(loaded, tree)
+            accepted.append(position // 8)
+    assert accepted == []
+
+
+def _rewrite(path, change):
+    """Change the description of a file and put the right hash on it again."""
+    tensors = load_file(path)
+    with safe_open(path, "np") as file:
+        header = file.metadata()
+    spec = json.loads(header["ssvq_jax"].partition(" ")[2])
+    change(spec, tensors)
+    _write(path, tensors, json.dumps(spec))
+
+
+def _write(path, tensors, text):
+    digest = packed_file._hash_bytes(text.encode())
+    save_file(tensors, path, metadata={"ssvq_jax": f"{digest} {text}"})
+
+
+def _kernel(spec):
+    return spec["tree"]["dict"]["a"]["dict"]["kernel"]["leaf"]
+
+
+def _set(**entries):
+    return lambda spec, tensors: _kernel(spec).update(entries)
+
+
+def _codec(**entries):
+    return lambda spec, tensors: spec["codecs"][0].update(entries)
+
+
+def _bad_code(spec, tensors):
+    spec["codecs"][0]["codewords"] = 3  # codes of 2 bits, of which 3 is too large
+    payload = np.concatenate(
+        [
+            np.zeros(3 * 4 * 2, np.uint8),
+            np.full(2, 255, np.uint8),
+            np.zeros(4, np.uint8),
+        ]
+    )
+    tensors["a/kernel"] = payload
+    _kernel(spec)["hash"] = packed_file._hash(payload)
+
+
+def _nan_codebook(spec, tensors):
+    payload = tensors["a/kernel"].copy()
+    payload[:2] = [0, 0x7E]  # NaN in float16
+    tensors["a/kernel"] = payload
+    _kernel(spec)["hash"] = packed_file._hash(payload)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda spec, tensors: spec.update(version=2), "version: expected 1, got 2"),
+        (lambda spec, tensors: spec.update(codecs={}), "codecs: expected a list"),
+        (lambda spec, tensors: spec.update(tree=[1]), "tree: not the description"),
+        (lambda spec, tensors: spec.update(tree={"set": []}), "container 'set'"),
+        (lambda spec, tensors: tensors.pop("a/kernel"), "a/kernel: no tensor"),
+        (
+            lambda spec, tensors: tensors.update(z=np.ones(1)),
+            "z: tensor that no parameter describes",
+        ),
+        (_codec(name="os.system"), "codec.*os.system"),
+        (_codec(codewords=1), "codec.*codewords.*got 1"),
+        (_codec(codewords="16"), "codec.*codewords"),
+        (_codec(more=1), "codec.*more"),
+        (_codec(block=8), "a/kernel.*expected .* bytes"),
+        (_set(codec=1), "a/kernel: codec"),
+        (_set(codec=-1), "a/kernel: codec"),
+        (_set(shape=[8, 2**40]), "a/kernel.*bytes"),
+        (_set(shape=[-8, 4]), "a/kernel: shape"),
+        (_set(shape=[]), "a/kernel: shape"),
+        (_set(shape="84"), "a/kernel: shape"),
+        (_set(shape=None), "a/kernel"),
+        (_set(axis=2), "a/kernel: axis"),
+        (_set(dtype="int8"), "a/kernel: dtype"),
+        (_set(dtype=["float32"]), "a/kernel"),
+        (_set(hash=None), "a/kernel.*hash"),
+        (_bad_code, "a/kernel: codes: expected values below 3, got 3"),
+        (_nan_codebook, "a/kernel: codebook.*1 NaN"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_well_hashed_nonsense_is_refused(saved, change, message):
+    path, _ = saved
+    _rewrite(path, change)
+    with pytest.raises(ssvq.FormatError, match=message) as info:
+        ssvq.load(path)
+    assert "small.ssvq" in str(info.value)
+
+
+def test_foreign_and_missing_files(tmp_path):
+    foreign = tmp_path / "foreign"
+    save_file({"a": np.ones(3)}, foreign)
+    with pytest.raises(ssvq.FormatError, match="foreign.*not written by ssvq_jax"):
+        ssvq.load(foreign)
+    for content in (b"", b"PK\x03\x04" * 100, b"\xff" * 64, b"{}" * 50):
+        foreign.write_bytes(content)
+        with pytest.raises(ssvq.FormatError, match="foreign.*safetensors"):
+            ssvq.load(foreign)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        ssvq.load(tmp_path / "absent")
+
+
+def test_deep_json_is_refused(saved):
+    path, _ = saved
+    text = '{"version":1,"codecs":[],"metadata":{},"tree":' + '{"list":[' * 30_000
+    text += "]}" * 30_000 + "}"
+    _write(path, {}, text)
+    with pytest.raises(ssvq.FormatError, match="small.ssvq"):
+        ssvq.load(path)
+
+
+@pytest.mark.parametrize("parent", ["absent", "file"])
+def test_a_directory_that_cannot_be_written(parent, tmp_path):
+    (tmp_path / "file").touch()
+    target = tmp_path / parent / "model"
+    with pytest.raises(OSError, match=f"cannot write.*{parent}.*model"):
+        ssvq.save(target, {"a": np.ones(2)})
+
+
+@pytest.mark.parametrize("moment", ["save_file", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(saved, moment, monkeypatch):
+    path, _ = saved
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        if moment == "save_file":
+            pathlib.Path(args[1]).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    module = packed_file if moment == "save_file" else os
+    monkeypatch.setattr(module, moment, fail)
+    with pytest.raises(OSError, match="No space left"):
+        ssvq.save(path, {"a": np.ones(2)})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "error", "message"),
+    [
+        ("text", TypeError, "a/b: expected an array of numbers, got .*U"),
+        (jax.random.key(0), TypeError, "a/b: expected an array of numbers"),
+        (np.ones(2, "complex64"), TypeError, "a/b.*complex64"),
+    ],
+)
+def test_leaves_that_cannot_be_saved(leaf, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        ssvq.save(tmp_path / "x", {"a": {"b": leaf}})
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_trees_that_cannot_be_saved(tmp_path, rng, key):
+    with pytest.raises(ValueError, match="a/b: two parameters"):
+        ssvq.save(tmp_path / "x", {"a": {"b": np.ones(1)}, "a/b": np.ones(1)})
+    stack = rng.normal(size=(2, 8, 4)).astype("f4")
+    keys = jax.random.split(key, 2)
+    encode = jax.vmap(lambda w, key: ssvq.encode(ssvq.VQ(2, 4), w, key=key))
+    with pytest.raises(ValueError, match="a: codebook.*one by one"):
+        ssvq.save(tmp_path / "x", {"a": encode(stack, keys)})
