@@ -11,11 +11,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Every new shape compiles: few examples, and no deadline for the first of them.
 settings.register_profile("compiling", deadline=None, max_examples=30)
 settings.load_profile("compiling")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """No implicit promotion of dtypes and ranks inside the library."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What the codecs with a codebook share: clustering, lookup and the stored form."""
 
+import functools
 import math
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, UInt, UInt8
@@ -11,7 +13,7 @@ from ssvq_jax.codecs.protocol import Field
 from ssvq_jax.core.bits import pack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
 from ssvq_jax.core.checks import require_finite
-from ssvq_jax.core.kmeans import Key, fit_codebook
+from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
@@ -55,18 +57,31 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
-    if shape[axis] % block and importance is None:
-        importance = jnp.ones_like(values, dtype=jnp.float32)
-    codebook, codes, _ = fit_codebook(
-        to_blocks(replicate(values), block, axis).reshape(-1, block),
-        codewords,
-        key=key,
-        importance=None
-        if importance is None
-        else to_blocks(replicate(importance), block, axis).reshape(-1, block),
+    points, weights = _points(
+        replicate(values),
+        None if importance is None else replicate(importance),
+        block,
+        axis,
     )
-    codes = codes.astype(code_dtype(codewords)).reshape(grid)
+    codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
+    codes = _grid(codes, grid, code_dtype(codewords))
     return codebook, place(codes, fit_sharding(sharding_of(values), grid))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _points(values: Array, importance: Array | None, block: int, axis: int):
+    """The blocks as points for `fit_padded`, and their weights."""
+    if values.shape[axis] % block and importance is None:
+        importance = jnp.ones_like(values, dtype=jnp.float32)
+    if importance is not None:
+        importance = to_blocks(importance, block, axis).reshape(-1, block)
+    return pad_points(to_blocks(values, block, axis).reshape(-1, block), importance)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _grid(codes: Array, grid: tuple[int, ...], dtype: np.dtype):
+    """Codes of the padded points as a grid."""
+    return codes[: math.prod(grid)].reshape(grid).astype(dtype)
 
 
 def code_dtype(codewords: int) -> np.dtype:

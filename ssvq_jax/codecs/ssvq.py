@@ -58,9 +58,8 @@ class SSVQ(Codec):
         shared.require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
-        magnitude, sign = split_signs(weight)
         codebook, codes = shared.cluster(
-            magnitude,
+            jnp.abs(weight),
             importance,
             codewords=self.codewords,
             block=self.block,
@@ -77,7 +76,7 @@ class SSVQ(Codec):
         )
         if self.learn_signs:
             return node.replace(latent=weight.astype(jnp.float32) * self.latent_scale)
-        return node.replace(signs=shared.pack_blocks(sign < 0, self.block, axis))
+        return node.replace(signs=_pack_signs(weight, self.block, axis))
 
     def fields(self, shape, axis):
         return (
@@ -143,8 +142,7 @@ class SSVQWeight(Compressed):
         )
         signs = self.signs
         if self.latent is not None:
-            _, sign = split_signs(self.latent)
-            signs = shared.pack_blocks(sign < 0, self.codec.block, self.axis)
+            signs = _pack_signs(self.latent, self.codec.block, self.axis)
         return self.replace(codebook=codebook, scale=scale, latent=None, signs=signs)
 
     def stored(self):
@@ -153,3 +151,8 @@ class SSVQWeight(Compressed):
             self.signs, self.shape, self.codec.block, self.axis
         )
         return stored
+
+
+def _pack_signs(x, block, axis):
+    _, sign = split_signs(x)
+    return shared.pack_blocks(sign < 0, block, axis)

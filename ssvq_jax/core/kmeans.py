@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
 
 CHUNK = 1024
+ITERATIONS = 25
 _SEEDING_POINTS_PER_CODEWORD = 16
 _SEEDING_POINTS = 8192
 _EXACT = jax.lax.Precision.HIGHEST
@@ -31,7 +32,7 @@ def fit_codebook(
     *,
     key: Key,
     importance: ArrayLike | None = None,
-    iterations: int = 25,
+    iterations: int = ITERATIONS,
     init: str | ArrayLike = "k-means++",
 ) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
     """K-means: `k` codewords that minimise the weighted squared error of the points.
@@ -65,7 +66,7 @@ def fit_codebook(
       >>> import jax, jax.numpy as jnp
       >>> points = jnp.array([[0.0, 0.0], [0.0, 1.0], [8.0, 8.0]])
       >>> codebook, codes, inertia = fit_codebook(points, 2, key=jax.random.key(0))
-      >>> sorted(codebook.tolist()), float(inertia)
+      >>> sorted(codebook.tolist()), round(float(inertia), 3)
       ([[0.0, 0.5], [8.0, 8.0]], 0.5)
 
     References:
@@ -87,25 +88,18 @@ def fit_codebook(
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
     require_finite("points", points)
 
-    if importance is None:
-        weights = jnp.ones((count, 1), jnp.float32)
-    else:
-        weights = jnp.asarray(importance)
-        if weights.shape not in ((count,), (count, dim)):
+    if importance is not None:
+        importance = jnp.asarray(importance)
+        if importance.shape not in ((count,), (count, dim)):
             raise ValueError(
                 f"importance: expected shape {(count,)} or {(count, dim)}, "
-                f"got {weights.shape}"
+                f"got {importance.shape}"
             )
-        require_nonnegative("importance", weights)
-        weights = weights.astype(jnp.float32).reshape(count, -1)
-
-    padding = ((0, _padded_count(count) - count), (0, 0))
-    points = jnp.pad(points.astype(jnp.float32), padding)
-    weights = jnp.pad(weights, padding)
+        require_nonnegative("importance", importance)
+    start = None
     if isinstance(init, str):
         if init != "k-means++":
             raise ValueError(f"init: expected 'k-means++' or a codebook, got {init!r}")
-        start = _seed(*_sample(points, weights, count, codewords, key))
     else:
         start = jnp.asarray(init).astype(jnp.float32)
         if start.shape != (codewords, dim):
@@ -113,10 +107,49 @@ def fit_codebook(
                 f"init: expected shape {(codewords, dim)}, got {start.shape}"
             )
         require_finite("init", start)
-    codebook, codes, inertia = _lloyd(
-        points, weights, start, count, iterations=iterations
+    codebook, codes, inertia = fit_padded(
+        *pad_points(points, importance),
+        count,
+        codewords,
+        key=key,
+        iterations=iterations,
+        start=start,
     )
     return codebook, codes[:count], inertia
+
+
+@jax.jit
+def pad_points(
+    points: Float[Array, "n d"], importance: Float[Array, "n ..."] | None
+) -> tuple[Float[Array, "padded d"], Float[Array, "padded q"]]:
+    """Points and their weights in float32, padded to one of few sizes.
+
+    Weights are one per point (`q` is 1) or one per coordinate (`q` is `d`); those of
+    the padding are 0.
+    """
+    count, _ = points.shape
+    if importance is None:
+        weights = jnp.ones((count, 1), jnp.float32)
+    else:
+        weights = importance.astype(jnp.float32).reshape(count, -1)
+    padding = ((0, _padded_count(count) - count), (0, 0))
+    return jnp.pad(points.astype(jnp.float32), padding), jnp.pad(weights, padding)
+
+
+def fit_padded(
+    points: Float[Array, "padded d"],
+    weights: Float[Array, "padded q"],
+    count: int,
+    codewords: int,
+    *,
+    key: Key,
+    iterations: int = ITERATIONS,
+    start: Float[Array, "k d"] | None = None,
+) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, ""]]:
+    """`fit_codebook` on what `pad_points` gives for `count` points, unchecked."""
+    if start is None:
+        start = _seed(*_sample(points, weights, count, codewords, key))
+    return _lloyd(points, weights, start, count, iterations=iterations)
 
 
 def _padded_count(count: int) -> int:
