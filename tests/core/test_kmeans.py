@@ -206,6 +206,15 @@ def test_few_programs_for_many_sizes(key):
     assert kmeans._lloyd._cache_size() == before + 1
 
 
+def test_memory_is_that_of_the_points_and_a_chunk(key):
+    n, d, k = 1 << 17, 8, 512
+    points, weights = jnp.ones((n, d)), jnp.ones((n, 1))
+    program = kmeans._lloyd.lower(points, weights, points[:k], n, iterations=5)
+    extra = program.compile().memory_analysis().temp_size_in_bytes
+    assert extra < 3 * (points.nbytes + weights.nbytes) + 16 * kmeans.CHUNK * k
+    assert extra < 4 * n * k / 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
