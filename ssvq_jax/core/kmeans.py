@@ -107,8 +107,10 @@ def fit_codebook(
                 f"init: expected shape {(codewords, dim)}, got {start.shape}"
             )
         require_finite("init", start)
+    padded, weights = pad_points(points, importance)
     codebook, codes, inertia = fit_padded(
-        *pad_points(points, importance),
+        padded,
+        weights,
         count,
         codewords,
         key=key,
