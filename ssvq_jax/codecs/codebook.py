@@ -89,6 +89,7 @@ def code_dtype(codewords: int) -> np.dtype:
     return np.min_scalar_type(codewords - 1)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def pack_blocks(
     bits: Bool[Array, "*shape"], block: int, axis: int
 ) -> UInt8[Array, "*grid bytes"]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -115,8 +116,7 @@ class Compressed(abc.ABC):
 
     def decode(self) -> Float[Array, "*shape"]:
         """The weight, of the original shape and dtype; differentiable."""
-        grid = fit_sharding(sharding_of(jnp.asarray(self.grid_leaf)), self.shape)
-        return compiler_sharded(type(self).values, grid)(self).astype(self.dtype)
+        return _decode(self)
 
     @property
     @abc.abstractmethod
@@ -165,6 +165,13 @@ class Compressed(abc.ABC):
             if actual[1:] == shape:
                 hint = "; apply jax.vmap to a stack of compressed weights"
             raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
+
+
+@jax.jit  # one program for a weight, not one for every operation
+def _decode(node: Compressed) -> Array:
+    sharding = fit_sharding(sharding_of(jnp.asarray(node.grid_leaf)), node.shape)
+    values = compiler_sharded(type(node).values, sharding)(node)
+    return values.astype(node.dtype)
 
 
 def is_compressed(x: Any) -> bool:

@@ -1,6 +1,7 @@
 """SSVQ: a codebook of magnitudes, and a sign for every weight (METHOD, section 2)."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -153,6 +154,7 @@ class SSVQWeight(Compressed):
         return stored
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _pack_signs(x, block, axis):
     _, sign = split_signs(x)
     return shared.pack_blocks(sign < 0, block, axis)
