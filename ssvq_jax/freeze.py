@@ -90,6 +90,13 @@ def freeze_signs(
     """
     if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
         raise ValueError(f"interval: expected an integer of 1 or more, got {interval}")
+    if not callable(threshold):
+        is_number = isinstance(threshold, int | float) and threshold >= 0
+        if not is_number:
+            raise ValueError(
+                f"threshold: expected a number of at least 0, or a schedule, "
+                f"got {threshold!r}"
+            )
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum: expected above 0 and at most 1, got {momentum}")
     if decide not in ("majority", "average"):

@@ -61,6 +61,11 @@ def split(params: Any) -> dict[str, Any]:
 
 def params(variables: Mapping[str, Any]) -> Any:
     """The compressed tree of parameters, for `save` and `report`: undoes `split`."""
+    if "compressed" not in variables:
+        raise ValueError(
+            "variables: expected the collection 'compressed' that `compress` makes, "
+            f"got {', '.join(variables) or 'none'}"
+        )
     return tree.combine(variables["params"], variables["compressed"])
 
 

@@ -65,11 +65,11 @@ class CompressedModule(nnx.Module):
             {path: leaf for path, leaf in given.items() if is_compressed(leaf)}
         )
         for path, box in boxes.items():
-            metadata = box.get_metadata()
+            kind = jax.tree.structure(box)
             if path in fixed:
-                boxes[path] = Decoded(None, parameter=type(box), **metadata)
+                boxes[path] = Decoded(None, parameter=kind)
             else:
-                boxes[path] = type(box)(jnp.asarray(given[path]), **metadata)
+                boxes[path] = jax.tree.unflatten(kind, [jnp.asarray(given[path])])
         own = jax.tree.unflatten(treedef, boxes.values())
         self.module = nnx.clone(nnx.merge(graphdef, own, rest))
         # Optimizers of NNX see mappings in place of nodes: `label_tree` reads the name.
@@ -99,8 +99,8 @@ class CompressedModule(nnx.Module):
         graphdef, state, rest = nnx.split(self.module, Decoded, ...)
         boxes, treedef = flatten(state, _is_variable)
         for path, box in boxes.items():
-            metadata = box.get_metadata()
-            boxes[path] = metadata.pop("parameter")(weights[path], **metadata)
+            kind = box.get_metadata()["parameter"]
+            boxes[path] = jax.tree.unflatten(kind, [weights[path]])
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, boxes.values()), rest)
 
     @property

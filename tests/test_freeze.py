@@ -194,6 +194,8 @@ def test_bfloat16_updates_and_static_halves_are_fine(rng, key):
         ({"momentum": 0.0}, "momentum.*got 0.0"),
         ({"momentum": 1.5}, "momentum.*got 1.5"),
         ({"decide": "vote"}, "decide.*'vote'"),
+        ({"threshold": float("nan")}, "threshold.*nan"),
+        ({"threshold": "high"}, "threshold.*'high'"),
     ],
 )
 def test_bad_options(options, message):

@@ -39,6 +39,8 @@ def test_apply_decodes_and_collections_are_kept(images, key):
     )
     result = ssvq_jax.linen.apply(model, compressed, images, train=False)
     np.testing.assert_array_equal(result, expected)
+    with pytest.raises(ValueError, match="collection 'compressed'.*batch_stats"):
+        ssvq_jax.linen.decode(variables)
     _, changed = ssvq_jax.linen.apply(
         model, compressed, images, mutable=["batch_stats"]
     )

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 import ssvq_jax as ssvq
 import ssvq_jax.nnx
@@ -205,3 +206,17 @@ def test_parameters_that_do_not_fit_the_module(key):
         ssvq_jax.nnx.CompressedModule(model, wrong)
     with pytest.raises(ValueError, match="'.*/kernal' matches no"):
         ssvq_jax.nnx.compress(model, [ssvq.Rule(".*/kernal", None)], key=key)
+
+
+def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        model = nnx.Linear(16, 32, kernel_init=init, rngs=nnx.Rngs(0))
+    rules = [ssvq.Rule("kernel", ssvq.SSVQ(4, 4))]
+    compressed = ssvq_jax.nnx.compress(model, rules, key=key)
+    x = jnp.ones((2, 16))
+    assert compressed(x).shape == model(x).shape
+    decoded = compressed.decode()
+    assert decoded.kernel.get_metadata() == model.kernel.get_metadata()
+    np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(compressed, x), decoded(x))

@@ -3,10 +3,12 @@
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num, UInt, UInt8
 
 from ssvq_jax.codecs.protocol import Field
@@ -123,25 +125,48 @@ def store_codebook(
     """Cast a codebook to the dtype that is stored; int8 with one scale.
 
     Raises:
-      ValueError: A codebook that is not finite, or too large for `dtype`.
+      ValueError: A codebook that is not finite, or out of the range of `dtype`.
     """
-    if codebook.dtype == jnp.dtype(dtype):
+    if codebook.dtype == jnp.int8:
         return codebook, scale
     require_finite("codebook", codebook)
+    if codebook.dtype == jnp.dtype(dtype):
+        return codebook, scale
+    largest = jnp.max(jnp.abs(codebook)).astype(jnp.float32)
     if dtype == "int8":
-        largest = jnp.max(jnp.abs(codebook))
         scale = jnp.where(largest > 0, largest / 127, 1.0)
         return jnp.round(codebook / scale).astype(jnp.int8), scale
-    stored = codebook.astype(dtype)
-    try:
-        require_finite("codebook", stored)
-    except ValueError as error:
-        largest = float(jnp.max(jnp.abs(codebook)))
+    _require_range(largest, dtype)
+    return codebook.astype(dtype), None
+
+
+def _require_range(largest: Float[Array, ""], dtype: str) -> None:
+    """Raise `ValueError` if a concrete codebook over- or underflows `dtype`."""
+    if isinstance(largest, Tracer) or largest == 0:
+        return
+    limits = jnp.finfo(dtype)
+    problem = None
+    if largest > float(limits.max):
+        problem = "overflows"
+    elif largest < float(limits.tiny):
+        problem = "underflows"
+    if problem:
         raise ValueError(
-            f"codebook: values up to {largest:g} overflow codebook_dtype={dtype!r}; "
-            "use 'bfloat16' or 'float32'"
-        ) from error
-    return stored, None
+            f"codebook: its largest value, {float(largest):g}, {problem} "
+            f"codebook_dtype={dtype!r}; use 'bfloat16' or 'float32'"
+        )
+
+
+def codebook_shapes(node: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the leaves `codebook`, `codes` and, for int8, `scale`."""
+    codewords, block = node.codec.codewords, node.codec.block
+    shapes = {
+        "codebook": (codewords, block),
+        "codes": grid_shape(node.shape, block, node.axis),
+    }
+    if getattr(node.codebook, "dtype", None) == jnp.int8:
+        shapes["scale"] = ()
+    return shapes
 
 
 def codebook_fields(codewords: int, block: int, dtype: str) -> tuple[Field, ...]:

@@ -103,6 +103,7 @@ class MVQ(Codec):
         full = np.zeros((*grid_shape(shape, self.block, axis), self.block), np.uint8)
         groups = full.reshape(-1, group)
         groups[_stored_groups(shape, self, axis)] = bits
+        full &= valid_positions(shape, self.block, axis)
         mask = np.packbits(full, axis=-1, bitorder="little")
         return MVQWeight(
             codec=self,
@@ -115,7 +116,7 @@ class MVQ(Codec):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MVQWeight(Compressed):
     """A weight compressed by `MVQ`. See `Compressed`.
 
@@ -136,11 +137,12 @@ class MVQWeight(Compressed):
     def grid_leaf(self):
         return self.codes
 
+    def shapes(self):
+        shapes = shared.codebook_shapes(self)
+        return {**shapes, "mask": (*shapes["codes"], math.ceil(self.codec.block / 8))}
+
     def values(self):
         block = self.codec.block
-        grid = grid_shape(self.shape, block, self.axis)
-        self.require_shape("codes", grid)
-        self.require_shape("mask", (*grid, math.ceil(block / 8)))
         kept = from_blocks(unpack_bits(self.mask, block), self.shape, self.axis)
         values = shared.lookup(
             self.codebook, self.scale, self.codes, self.shape, self.axis
@@ -163,6 +165,8 @@ class MVQWeight(Compressed):
         ]
         patterns = groups.astype(np.uint32) @ (1 << np.arange(group, dtype=np.uint32))
         stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
+        # A group with padding may have less than N ones, all of them its lowest bits:
+        # then the first pattern, which has those too, stands for it.
         stored["mask"] = np.searchsorted(_patterns(*self.codec.keep), patterns)
         return stored
 

@@ -23,6 +23,8 @@ from ssvq_jax.core.checks import require_finite, require_floating, require_nonne
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
 
+WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -45,7 +47,7 @@ class Field:
     @property
     def nbytes(self) -> int:
         """Stored bytes: every field starts at a byte of its own."""
-        return math.ceil(self.count * self.bits / 8)
+        return -(-self.count * self.bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Codec(abc.ABC):
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Compressed(abc.ABC):
     """Base of the compressed forms of one weight: a pytree node.
 
@@ -157,18 +159,33 @@ class Compressed(abc.ABC):
         """A copy with other leaves."""
         return dataclasses.replace(self, **leaves)
 
-    def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise `ValueError` if leaf `name` is not of the shape that belongs here."""
-        actual = jnp.shape(getattr(self, name))
-        if actual != shape:
-            hint = ""
-            if actual[1:] == shape:
-                hint = "; apply jax.vmap to a stack of compressed weights"
-            raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
+    @abc.abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The leaves that have to be there, and their shapes."""
+
+    def check(self) -> None:
+        """Raise `ValueError` if a leaf is missing or of another shape.
+
+        So it is in one half of what `partition` gives, and in a stack that `jax.vmap`
+        made.
+        """
+        for name, shape in self.shapes().items():
+            leaf = getattr(self, name)
+            if leaf is None:
+                raise ValueError(
+                    f"{name}: missing; combine the halves that partition gave"
+                )
+            actual = jnp.shape(leaf)
+            if actual != shape:
+                hint = ""
+                if actual[1:] == shape:
+                    hint = "; apply jax.vmap to a stack of compressed weights"
+                raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
 
 
 @jax.jit  # one program for a weight, not one for every operation
 def _decode(node: Compressed) -> Array:
+    node.check()
     sharding = fit_sharding(sharding_of(jnp.asarray(node.grid_leaf)), node.shape)
     values = compiler_sharded(type(node).values, sharding)(node)
     return values.astype(node.dtype)
@@ -202,7 +219,7 @@ def encode(
       A `Compressed` node.
 
     Raises:
-      TypeError: A weight that is not floating point.
+      TypeError: A weight that is not of 16, 32 or 64 bits of floating point.
       ValueError: An empty, scalar, NaN or infinite weight; importance that is
         negative or of another shape; an axis out of range; more codewords than
         blocks.
@@ -216,6 +233,10 @@ def encode(
     """
     weight = jnp.asarray(weight)
     require_floating("weight", weight)
+    if weight.dtype.name not in WEIGHT_DTYPES:
+        raise TypeError(
+            f"weight: expected one of {', '.join(WEIGHT_DTYPES)}, got {weight.dtype}"
+        )
     if weight.ndim == 0 or weight.size == 0:
         raise ValueError(
             f"weight: expected a non-empty array, not a scalar, got shape "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ssvq_jax.codecs import codebook as shared
 from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
 from ssvq_jax.core.bits import unpack_bits
-from ssvq_jax.core.blocks import from_blocks, grid_shape
+from ssvq_jax.core.blocks import from_blocks
 from ssvq_jax.core.signs import sign_ste, split_signs
 
 
@@ -52,7 +52,17 @@ class SSVQ(Codec):
     def __post_init__(self):
         require_integer("codewords", self.codewords, 2)
         require_integer("block", self.block, 1)
-        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
+        if not isinstance(self.learn_signs, bool):
+            raise TypeError(
+                f"learn_signs: expected True or False, got {self.learn_signs!r}"
+            )
+        try:
+            object.__setattr__(self, "latent_scale", float(self.latent_scale))
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(
+                f"latent_scale: expected a number, got {self.latent_scale!r}"
+            ) from None
+        if not 0 < self.latent_scale < math.inf:
             raise ValueError(
                 f"latent_scale: expected a number above 0, got {self.latent_scale}"
             )
@@ -97,7 +107,7 @@ class SSVQ(Codec):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SSVQWeight(Compressed):
     """A weight compressed by `SSVQ`. See `Compressed`.
 
@@ -123,18 +133,20 @@ class SSVQWeight(Compressed):
     def grid_leaf(self):
         return self.codes
 
+    def shapes(self):
+        shapes = shared.codebook_shapes(self)
+        if self.latent is not None:
+            return {**shapes, "latent": self.shape}
+        return {**shapes, "signs": (*shapes["codes"], math.ceil(self.codec.block / 8))}
+
     def values(self):
-        block = self.codec.block
-        grid = grid_shape(self.shape, block, self.axis)
-        self.require_shape("codes", grid)
         magnitude = shared.lookup(
             self.codebook, self.scale, self.codes, self.shape, self.axis
         )
         if self.latent is not None:
-            self.require_shape("latent", self.shape)
             return magnitude * sign_ste(self.latent)
-        self.require_shape("signs", (*grid, math.ceil(block / 8)))
-        minus = from_blocks(unpack_bits(self.signs, block), self.shape, self.axis)
+        signs = unpack_bits(self.signs, self.codec.block)
+        minus = from_blocks(signs, self.shape, self.axis)
         return jnp.where(minus, -magnitude, magnitude)
 
     def finalize(self):

@@ -99,7 +99,7 @@ class Uniform(Codec):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UniformWeight(Compressed):
     """A weight compressed by `Uniform`. See `Compressed`.
 
@@ -117,11 +117,13 @@ class UniformWeight(Compressed):
     def grid_leaf(self):
         return self.codes if self.weight is None else self.weight
 
+    def shapes(self):
+        leaf = "codes" if self.weight is None else "weight"
+        return {"scale": (_channels(self.shape, self.axis),), leaf: self.shape}
+
     def values(self):
         if self.weight is None:
-            self.require_shape("codes", self.shape)
             return self.codes.astype(jnp.float32) * self._broadcast(self.scale)
-        self.require_shape("weight", self.shape)
         step = self._step(self.scale)
         _, largest = self.codec.limits
         shared = self.size // _channels(self.shape, self.axis)

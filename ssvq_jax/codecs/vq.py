@@ -7,7 +7,6 @@ import jax
 
 from ssvq_jax.codecs import codebook as shared
 from ssvq_jax.codecs.protocol import Codec, Compressed, require_integer
-from ssvq_jax.core.blocks import grid_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ class VQ(Codec):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VQWeight(Compressed):
     """A weight compressed by `VQ`. See `Compressed`.
 
@@ -84,8 +83,10 @@ class VQWeight(Compressed):
     def grid_leaf(self):
         return self.codes
 
+    def shapes(self):
+        return shared.codebook_shapes(self)
+
     def values(self):
-        self.require_shape("codes", grid_shape(self.shape, self.codec.block, self.axis))
         return shared.lookup(
             self.codebook, self.scale, self.codes, self.shape, self.axis
         )

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
 
 CHUNK = 1024
-ITERATIONS = 25
+ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
 _SEEDING_POINTS = 8192
 _EXACT = jax.lax.Precision.HIGHEST
@@ -181,7 +181,7 @@ def _sample(
             jnp.pad(x[:size], ((0, max(0, size - len(x))), (0, 0)))
             for x in (points, weights)
         )
-    return points, weights, count, jax.random.uniform(key, (codewords,))
+    return points, weights, count, jax.random.uniform(key, (codewords,), jnp.float32)
 
 
 @jax.jit
@@ -208,8 +208,8 @@ def _seed(
         return codebook.at[j].set(draw(j, nearest)), nearest
 
     first = draw(0, jnp.sum(weights, axis=1))
-    codebook = jnp.zeros((codewords, points.shape[1])).at[0].set(first)
-    unreached = jnp.full(points.shape[:1], jnp.inf)
+    codebook = jnp.zeros((codewords, points.shape[1]), jnp.float32).at[0].set(first)
+    unreached = jnp.full(points.shape[:1], jnp.inf, jnp.float32)
     codebook, _ = jax.lax.fori_loop(1, codewords, add, (codebook, unreached))
     return (codebook + units.mean) * units.scale
 
@@ -275,7 +275,8 @@ def _normalize(
 def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
     """The power of two at or above `x`; 1 for 0."""
     _, exponent = jnp.frexp(x)
-    return jnp.where(x > 0, jnp.ldexp(1.0, jnp.clip(exponent, -126, 127)), 1.0)
+    one = jnp.ones((), jnp.float32)
+    return jnp.where(x > 0, jnp.ldexp(one, jnp.clip(exponent, -126, 127)), one)
 
 
 def _to_chunks(x: Float[Array, "n c"]) -> Float[Array, "chunks c b"]:
@@ -298,7 +299,7 @@ def _assign(
     if weights.shape[0] == dim:
         inputs = jnp.concatenate([points * weights, weights])
         constant = jnp.sum(weights * jnp.square(points), axis=0)
-        factor = 1.0
+        factor = jnp.ones((), jnp.float32)
     else:  # one weight per point does not change which codeword is the nearest
         inputs = jnp.concatenate([points, jnp.ones_like(points[:1])])
         half_squares = jnp.sum(half_squares, axis=1, keepdims=True)
@@ -312,9 +313,10 @@ def _assign(
         better = scores[j] > best
         return jnp.where(better, scores[j], best), jnp.where(better, j, code)
 
-    unset = jnp.full((size,), -jnp.inf), jnp.zeros((size,), jnp.int32)
+    unset = jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.int32)
     best, code = jax.lax.fori_loop(0, codebook.shape[0], compare, unset)
-    return code, jnp.maximum(constant - 2 * best, 0.0) * factor
+    distance = jnp.maximum(constant - 2 * best, 0.0) * factor
+    return code, jnp.where(factor > 0, distance, 0.0)  # however far off the point
 
 
 def _assign_all(
@@ -331,7 +333,7 @@ def _assign_all(
         return codes.at[i].set(code), distances.at[i].set(distance)
 
     shape = (points.shape[0], CHUNK)
-    blank = jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
+    blank = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
     codes, distances = jax.lax.fori_loop(0, used, visit, blank)
     return codes.ravel(), distances.ravel()
 
@@ -356,7 +358,7 @@ def _update(
         summands = jnp.concatenate([points[i] * weights[i], weights[i]])
         return sums + jnp.matmul(members, summands.T, precision=_EXACT)
 
-    blank = jnp.zeros((codewords, dim + weights.shape[1]))
+    blank = jnp.zeros((codewords, dim + weights.shape[1]), jnp.float32)
     sums = jax.lax.fori_loop(0, used, visit, blank)
     numerator, mass = sums[:, :dim], sums[:, dim:]
     means = numerator / jnp.where(mass > 0, mass, 1.0)

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Compressed, Uniform, is_compressed
-from ssvq_jax.codecs.protocol import Field
+from ssvq_jax.codecs.protocol import WEIGHT_DTYPES, Field
 from ssvq_jax.export.error import FormatError
 from ssvq_jax.export.packing import pack_integers, unpack_integers
 from ssvq_jax.export.structure import describe, rebuild
@@ -27,9 +27,20 @@ VERSION = 1
 _CODECS: dict[str, type[Codec]] = {
     codec.__name__: codec for codec in (SSVQ, VQ, Uniform, MVQ)
 }
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_PLAIN_DTYPES = "BOOL I8 U8 I16 U16 I32 U32 I64 U64 F16 BF16 F32 F64".split()
+# What malformed content raises on the way through checks and constructors.
+_REFUSALS = (
+    FormatError,
+    SafetensorError,
+    ArithmeticError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-_DTYPES = (*_FLOATS, *_INTEGERS, "bool")
+_DTYPES = (*WEIGHT_DTYPES, *_INTEGERS, "bool")
 
 
 def save(
@@ -65,13 +76,15 @@ def save(
       ...     == ssvq.decode(ssvq.finalize(compressed))["kernel"]).all())
       True
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.realpath(path))
     tensors: dict[str, np.ndarray] = {}
     codecs: list[Codec] = []
 
     def leaf(name: str, value: Any) -> dict[str, Any]:
         if name in tensors:
             raise ValueError(f"{name}: two parameters of this path")
+        if name == "__metadata__":
+            raise ValueError(f"{name}: safetensors keeps this name for itself")
         if not is_compressed(value):
             tensors[name] = _as_array(name, value)
             return {"hash": _hash(tensors[name])}
@@ -95,17 +108,17 @@ def save(
     }
     text = json.dumps(spec, separators=(",", ":"), allow_nan=False)
     header = {"ssvq_jax": f"{_hash_bytes(text.encode())} {text}"}
+    data = serialize(tensors, metadata=header)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        save_file(tensors, temporary, metadata=header)
-        with open(temporary, "rb+") as file:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        raise OSError(
-            number, f"cannot write the packed file: {error}", str(path)
-        ) from error
+    except OSError as error:
+        reason = f"cannot write the packed file: {error.strerror}"
+        raise type(error)(error.errno, reason, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -139,10 +152,12 @@ def load(path: str | os.PathLike[str]) -> Any:
             unread.remove(name)
             try:
                 return _read_leaf(file, name, entry, codecs)
-            except (KeyError, TypeError, ValueError) as error:
+            except _REFUSALS as error:
                 raise FormatError(f"{name}: {error}") from error
 
-        tree = rebuild(spec.get("tree"), leaf)
+        if "tree" not in spec:
+            raise FormatError("tree: expected the description of a tree")
+        tree = rebuild(spec["tree"], leaf)
         if unread:
             raise FormatError(f"{min(unread)}: tensor that no parameter describes")
         return tree
@@ -173,7 +188,7 @@ class _reading:
 
     def __exit__(self, kind, error, traceback):
         self.file.__exit__(kind, error, traceback)
-        if isinstance(error, FormatError | SafetensorError | RecursionError):
+        if isinstance(error, _REFUSALS):
             raise FormatError(f"{self.path}: {error}") from error
 
 
@@ -188,7 +203,8 @@ def _read_spec(file: Any) -> dict[str, Any]:
         spec = json.loads(text)
     except ValueError as error:
         raise FormatError(f"the description is no JSON: {error}") from error
-    if not isinstance(spec, dict) or spec.get("version") != VERSION:
+    version = spec.get("version") if isinstance(spec, dict) else None
+    if type(version) is not int or version != VERSION:
         found = spec.get("version") if isinstance(spec, dict) else spec
         raise FormatError(f"version: expected {VERSION}, got {found!r}")
     return spec
@@ -197,7 +213,11 @@ def _read_spec(file: Any) -> dict[str, Any]:
 def _read_leaf(file: Any, name: str, entry: Any, codecs: list[Codec]) -> Any:
     tensor = file.get_slice(name)
     if "codec" not in entry:
+        if tensor.get_dtype() not in _PLAIN_DTYPES:
+            raise FormatError(f"dtype: {tensor.get_dtype()} is not supported")
         array = file.get_tensor(name)
+        if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+            raise FormatError("expected booleans of 0 and 1")
         if _hash(array) != entry["hash"]:
             raise FormatError("the values do not match their hash")
         # JAX would narrow 64 bits where they are not enabled.
@@ -208,7 +228,7 @@ def _read_leaf(file: Any, name: str, entry: Any, codecs: list[Codec]) -> Any:
     if not shape or 0 in shape:
         raise FormatError(f"shape: expected at least one axis, none empty, got {shape}")
     axis = _integer("axis", entry["axis"], len(shape))
-    if entry["dtype"] not in _FLOATS:
+    if entry["dtype"] not in WEIGHT_DTYPES:
         raise FormatError(f"dtype: expected a floating one, got {entry['dtype']!r}")
     fields = codec.fields(shape, axis)
     size = sum(field.nbytes for field in fields)
@@ -239,7 +259,8 @@ def _pack(name: str, node: Compressed) -> np.ndarray:
         if field.dtype is None:
             parts.append(pack_integers(values, field.bits))
         else:
-            parts.append(np.ascontiguousarray(values).view(np.uint8))
+            values = np.ascontiguousarray(values, jnp.dtype(field.dtype))
+            parts.append(values.view(np.uint8))
     return np.concatenate(parts)
 
 
@@ -262,6 +283,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     if array is None or array.dtype.name not in _DTYPES:
         found = type(value).__name__ if array is None else array.dtype
         raise TypeError(f"{name}: expected an array of numbers, got {found}")
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
@@ -283,7 +305,7 @@ def _codec(entry: Any) -> Codec:
     try:
         options = dict(entry)
         return _CODECS[options.pop("name")](**options)
-    except (KeyError, TypeError, ValueError) as error:
+    except _REFUSALS as error:
         raise FormatError(f"codec: {entry!r}: {error}") from error
 
 

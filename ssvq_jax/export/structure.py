@@ -14,6 +14,7 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.export.error import FormatError
+from ssvq_jax.tree.paths import is_box
 
 Json = Any
 
@@ -37,7 +38,7 @@ def describe(tree: Any, leaf: Callable[[str, Any], Json], path: str = "") -> Jso
         children = [describe(x, leaf, join(path, i)) for i, x in enumerate(tree)]
         return {type(tree).__name__: children}
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is not tree)
-    if [key for (key,), _ in pairs] == [GetAttrKey("value")]:  # a box of Flax
+    if is_box(tree):
         return describe(pairs[0][1], leaf, path)
     children = {_key(path, key): child for (key,), child in pairs}
     kind = "int" if children and all(isinstance(k, int) for k in children) else "dict"
@@ -70,6 +71,8 @@ def rebuild(json: Json, leaf: Callable[[str, Json], Any], path: str = "") -> Any
         number = int if kind == "int" else str
         try:
             keys = [number(key) for key in content]
+            if [str(key) for key in keys] != list(content):
+                raise ValueError("not as they would be written")
         except ValueError as error:
             raise FormatError(f"{path or 'tree'}: keys are no integers") from error
         children = [rebuild(x, leaf, join(path, key)) for key, x in content.items()]

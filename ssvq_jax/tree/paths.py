@@ -4,14 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.tree_util import GetAttrKey, KeyPath
+from flax import nnx
+from flax.core.meta import AxisMetadata
+from jax.tree_util import KeyPath
+
+
+def is_box(x: Any) -> bool:
+    """Whether `x` is what Flax puts around an array, such as `nnx.Param`.
+
+    Boxes are no part of a parameter's name.
+    """
+    return isinstance(x, nnx.Variable | AxisMetadata)
 
 
 def path_name(path: KeyPath) -> str:
     """The `/`-joined name of a key path.
-
-    The box that Flax puts around an array (`nnx.Param`, `linen.Partitioned`) is no
-    part of the name.
 
     Example:
       >>> import jax
@@ -19,8 +26,6 @@ def path_name(path: KeyPath) -> str:
       >>> path_name(path)
       'blocks/0/kernel'
     """
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -33,9 +38,13 @@ def flatten(
       ValueError: Two leaves of one name.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
+    outer, _ = jax.tree_util.tree_flatten_with_path(
+        tree, lambda x: is_box(x) or (is_leaf is not None and is_leaf(x))
+    )
+    boxes = {path for path, leaf in outer if is_box(leaf)}
     named: dict[str, Any] = {}
     for path, leaf in leaves:
-        name = path_name(path)
+        name = path_name(path[:-1] if path[:-1] in boxes else path)
         if name in named:
             raise ValueError(f"{name}: two parameters of this name")
         named[name] = leaf

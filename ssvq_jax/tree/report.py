@@ -115,6 +115,10 @@ def report(tree: Any, reference: Any = None) -> Report:
             bits = 8 * dtype.itemsize * size
             rows.append(Row(path, shape, "not compressed", size, bits))
             continue
+        try:
+            leaf.check()
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from problem
         error = None
         if originals is not None:
             error = _relative_error(path, leaf, originals)

@@ -61,8 +61,8 @@ def compress(
 
     Blocks run along the axis that a Flax layer contracts: input features of a dense
     kernel, input channels of a convolution, channels of a depthwise one, features of
-    a parameter named `embedding`, and the first axis of the three-axis `query`, `key`
-    and `value` kernels of attention. `Rule.axis` overrides that.
+    a parameter named `embedding`, and the last but two of the axes `(in, heads, size)`
+    of the `query`, `key` and `value` kernels of attention. `Rule.axis` overrides that.
 
     Args:
       params: Any pytree of arrays: nested dicts, `nnx.State`, an `nnx.Module`, ...
@@ -89,6 +89,8 @@ def compress(
       (8, 32)
     """
     named, treedef = flatten(params, is_compressed)
+    if isinstance(rules, Rule) or not all(isinstance(rule, Rule) for rule in rules):
+        raise TypeError(f"rules: expected a sequence of Rule, got {rules!r}")
     for rule in rules:
         if not any(rule.matches(path) for path in named):
             raise ValueError(_no_match(rule.pattern, list(named)))
@@ -124,8 +126,8 @@ def _axis(path: str, leaf: Any) -> int | None:
     """The contracted axis where the name tells more than the shape."""
     if path.rpartition("/")[2] == "embedding":
         return -1
-    if getattr(leaf, "ndim", 0) == 3 and _ATTENTION_INPUT.fullmatch(path):
-        return 0
+    if getattr(leaf, "ndim", 0) >= 3 and _ATTENTION_INPUT.fullmatch(path):
+        return -3
     return None
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.tree.paths import path_name
+from ssvq_jax.tree.paths import flatten
 
 
 def decode(tree: Any) -> Any:
@@ -123,11 +123,12 @@ def label_tree(tree: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
                 lambda inner, _: leaf.labels.get(inner[0].name, "other"), leaf
             )
-        *_, parent, name = ("", "", *path_name(path).split("/"))
+        *_, parent, name = ("", "", *path.split("/"))
         node = Compressed.classes.get(parent)
         return "other" if node is None else node.labels.get(name, "other")
 
-    return jax.tree_util.tree_map_with_path(label, tree, is_leaf=is_compressed)
+    named, treedef = flatten(tree, is_compressed)
+    return jax.tree.unflatten(treedef, [label(*item) for item in named.items()])
 
 
 def _map_compressed(function: Callable[[Compressed], Any], tree: Any) -> Any:
@@ -135,12 +136,13 @@ def _map_compressed(function: Callable[[Compressed], Any], tree: Any) -> Any:
         if not is_compressed(leaf):
             return leaf
         try:
+            leaf.check()
             return function(leaf)
         except ValueError as error:
-            name = path_name(path)
-            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+            raise ValueError(f"{path}: {error}" if path else str(error)) from error
 
-    return jax.tree_util.tree_map_with_path(visit, tree, is_leaf=is_compressed)
+    named, treedef = flatten(tree, is_compressed)
+    return jax.tree.unflatten(treedef, [visit(*item) for item in named.items()])
 
 
 def _is_trainable(leaf: Any) -> bool:

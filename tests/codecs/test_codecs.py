@@ -6,6 +6,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (names of float8 for NumPy)
 import numpy as np
 import pytest
 
@@ -93,8 +94,9 @@ def test_vmap_over_a_stack_of_layers(codec):
     for weight, key, one in zip(stack, keys, decoded, strict=True):
         alone = ssvq.decode(ssvq.finalize(ssvq.encode(codec, weight, key=key)))
         np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="got .*vmap"):
-        ssvq.decode(nodes)
+    for function in (ssvq.decode, ssvq.finalize, ssvq.report):
+        with pytest.raises(ValueError, match="a: .*got .*vmap"):
+            function({"a": nodes})
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
@@ -272,6 +274,7 @@ def test_bits_are_those_of_the_method(codec, shape, bits):
     ("weight", "error", "message"),
     [
         (np.ones((16, 4), np.int32), TypeError, "weight.*floating.*int32"),
+        (np.ones((16, 4), "float8_e4m3fn"), TypeError, "weight.*float8_e4m3fn"),
         (np.ones((0, 4), np.float32), ValueError, r"non-empty.*\(0, 4\)"),
         (np.float32(1.0), ValueError, r"scalar.*\(\)"),
         (np.full((16, 4), np.inf, np.float32), ValueError, "weight.*64 NaN or inf"),
@@ -303,6 +306,8 @@ def test_bad_importance_and_axis(key):
         (lambda: ssvq.SSVQ(16.0, 8), TypeError, "codewords.*integer.*16.0"),
         (lambda: ssvq.SSVQ(codebook_dtype="int4"), ValueError, "float16.*'int4'"),
         (lambda: ssvq.SSVQ(latent_scale=0.0), ValueError, "latent_scale.*0.0"),
+        (lambda: ssvq.SSVQ(latent_scale="a"), TypeError, "latent_scale.*'a'"),
+        (lambda: ssvq.SSVQ(learn_signs="no"), TypeError, "learn_signs.*'no'"),
         (lambda: ssvq.VQ(True, 8), TypeError, "codewords.*True"),
         (lambda: ssvq.VQ(4, -1), ValueError, "block.*-1"),
         (lambda: ssvq.Uniform(1), ValueError, "bits.*2 to 8, got 1"),
@@ -323,6 +328,30 @@ def test_codebook_that_overflows_its_dtype_is_refused(key):
     node = ssvq.encode(ssvq.SSVQ(4, 8), weight, key=key)
     with pytest.raises(ValueError, match="overflow.*'float16'.*'bfloat16'"):
         ssvq.finalize(node)
+    tiny = ssvq.encode(ssvq.SSVQ(4, 8), 1e-12 * weight, key=key)
+    with pytest.raises(ValueError, match="underflow.*'float16'.*'bfloat16'"):
+        ssvq.finalize(tiny)
+    zero = ssvq.encode(ssvq.SSVQ(4, 8), 0 * weight, key=key)
+    assert not ssvq.decode(ssvq.finalize(zero)).any()
     broken = node.replace(codebook=node.codebook.at[0, 0].set(jnp.nan))
     with pytest.raises(ValueError, match="a/b: codebook.*1 NaN"):
         ssvq.finalize({"a": {"b": broken}})
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_one_half_of_a_partition_is_no_weight(codec):
+    node = _encode(codec, (32, 8))
+    for half in ssvq.partition({"a": node}):
+        if len(jax.tree.leaves(half)) < len(jax.tree.leaves(node)):
+            for function in (ssvq.decode, ssvq.finalize):
+                with pytest.raises(ValueError, match="a: .*missing; combine"):
+                    function(half)
+
+
+def test_x64_changes_nothing():
+    weight = np.asarray(_weight((32, 16)))
+    for codec in (ssvq.SSVQ(4, 4), ssvq.Uniform(2), ssvq.MVQ(4, 4, (2, 4))):
+        plain = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
+        with jax.enable_x64(True):
+            wide = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
+        chex.assert_trees_all_equal_dtypes(plain, wide)

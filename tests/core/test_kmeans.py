@@ -117,6 +117,21 @@ def test_weight_zero_takes_points_and_coordinates_out(rng, key):
         np.testing.assert_allclose(inertia, alone[2], rtol=1e-4)
 
 
+def test_far_points_without_weight_do_not_spoil_the_inertia(key):
+    points = np.array([[1e30, 1], [1, 1], [2, 2]], np.float32)
+    importance = np.array([0, 1, 1], np.float32)
+    codebook, _, inertia = fit_codebook(points, 2, key=key, importance=importance)
+    chex.assert_tree_all_finite((codebook, inertia))
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace"])
+def test_default_iterations_reach_what_scikit_learn_reaches(kind, rng, key):
+    points = np.abs(getattr(rng, kind)(size=(2000, 8))).astype(np.float32)
+    _, _, inertia = fit_codebook(points, 16, key=key, init=points[:16])
+    peer = KMeans(16, init=points[:16], n_init=1, max_iter=300, tol=0).fit(points)
+    np.testing.assert_allclose(inertia, peer.inertia_, rtol=0.01)
+
+
 def test_dead_codewords_are_reseeded(rng, key):
     points = _points(rng, 2000, 4)
     start = np.concatenate([points[:4], np.full((4, 4), 1e3, np.float32)])

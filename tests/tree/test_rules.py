@@ -25,6 +25,7 @@ def _params(rng):
         "attention": {
             "query": {"kernel": array(32, 3, 16)},
             "out": {"kernel": array(3, 16, 32)},
+            "key": {"kernel": array(2, 32, 3, 16)},  # a stack of two layers
         },
         "step": jnp.int32(3),
     }
@@ -55,6 +56,7 @@ def test_first_match_wins_and_the_rest_stays(rng, key):
         ("depthwise/kernel", 3),
         ("embed/embedding", 1),
         ("attention/query/kernel", 0),
+        ("attention/key/kernel", 1),
         ("attention/out/kernel", 1),
     ],
 )
@@ -142,6 +144,9 @@ def test_compressing_twice_is_refused(key):
 def test_bad_rules():
     with pytest.raises(ValueError, match=r"pattern: '\(' *"):
         ssvq.Rule("(", None)
+    for rules in (ssvq.Rule(".*", None), [(".*", None)]):
+        with pytest.raises(TypeError, match="rules: expected a sequence of Rule"):
+            ssvq.compress({"a": jnp.ones(4)}, rules, key=jax.random.key(0))
     with pytest.raises(TypeError, match="codec.*'ssvq'"):
         ssvq.Rule(".*", "ssvq")  # type: ignore[arg-type]
 
