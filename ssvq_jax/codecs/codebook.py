@@ -132,7 +132,8 @@ def store_codebook(
     require_finite("codebook", codebook)
     if codebook.dtype == jnp.dtype(dtype):
         return codebook, scale
-    largest = jnp.max(jnp.abs(codebook)).astype(jnp.float32)
+    codebook = codebook.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(codebook))
     if dtype == "int8":
         scale = jnp.where(largest > 0, largest / 127, 1.0)
         return jnp.round(codebook / scale).astype(jnp.int8), scale

@@ -97,7 +97,7 @@ def test_key_named_value_and_byte_order(tmp_path):
     loaded = ssvq.load(tmp_path / "x")
     np.testing.assert_array_equal(loaded["a"]["value"], [0, 1, 2])
     assert set(loaded["a"]) == {"key", "value"}
-    assert [row.path for row in ssvq.report(tree).rows] == ["a/key", "a/value"]
+    assert [row.path for row in ssvq.report(loaded).rows] == ["a/key", "a/value"]
 
 
 def test_permissions_and_links(tmp_path):
