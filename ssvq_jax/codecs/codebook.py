@@ -37,21 +37,25 @@ def require_codebook_dtype(dtype: str) -> None:
 
 
 def cluster(
-    values: Float[Array, "*shape"],
+    weight: Float[Array, "*shape"],
     importance: Float[Array, "*shape"] | None,
     *,
+    magnitudes: bool = False,
     codewords: int,
     block: int,
     axis: int,
     key: Key,
 ) -> tuple[Float[Array, "k d"], UInt[Array, "*grid"]]:
-    """Fit a codebook to the blocks of `values`; padded positions weigh nothing.
+    """Fit a codebook to a weight's blocks, or to those of its magnitudes.
+
+    Padded positions weigh nothing. A concrete weight is cut with NumPy: compiling a
+    program for every shape would take longer than the clustering.
 
     Returns:
       `(codebook, codes)`: float32, and the smallest unsigned integers that hold `k`
-      codes, in the shape of the grid of blocks and sharded as `values` are.
+      codes, in the shape of the grid of blocks and sharded as the weight is.
     """
-    shape = values.shape
+    shape = weight.shape
     grid = grid_shape(shape, block, axis)
     blocks = math.prod(grid)
     if codewords > blocks:
@@ -59,31 +63,24 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
-    points, weights = _points(
-        replicate(values),
-        None if importance is None else replicate(importance),
-        block,
-        axis,
-    )
-    codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
-    codes = _grid(codes, grid, code_dtype(codewords))
-    return codebook, place(codes, fit_sharding(sharding_of(values), grid))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _points(values: Array, importance: Array | None, block: int, axis: int):
-    """The blocks as points for `fit_padded`, and their weights."""
-    if values.shape[axis] % block and importance is None:
-        importance = jnp.ones_like(values, dtype=jnp.float32)
+    xp: Any = jnp if _is_traced(weight, importance, key) else np
+    points = to_blocks(xp.asarray(replicate(weight)), block, axis).reshape(-1, block)
+    if magnitudes:
+        points = abs(points)
+    if importance is not None:
+        importance = xp.asarray(replicate(importance))
+    elif shape[axis] % block:
+        importance = xp.ones(shape, xp.float32)
     if importance is not None:
         importance = to_blocks(importance, block, axis).reshape(-1, block)
-    return pad_points(to_blocks(values, block, axis).reshape(-1, block), importance)
+    points, weights = map(jnp.asarray, pad_points(points, importance))
+    codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
+    codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
+    return codebook, place(jnp.asarray(codes), fit_sharding(sharding_of(weight), grid))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _grid(codes: Array, grid: tuple[int, ...], dtype: np.dtype):
-    """Codes of the padded points as a grid."""
-    return codes[: math.prod(grid)].reshape(grid).astype(dtype)
+def _is_traced(*arrays: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in arrays)
 
 
 def code_dtype(codewords: int) -> np.dtype:

@@ -70,8 +70,9 @@ class SSVQ(Codec):
 
     def encode(self, weight, *, key, importance, axis):
         codebook, codes = shared.cluster(
-            jnp.abs(weight),
+            weight,
             importance,
+            magnitudes=True,
             codewords=self.codewords,
             block=self.block,
             axis=axis,
@@ -86,7 +87,10 @@ class SSVQ(Codec):
             codes=codes,
         )
         if self.learn_signs:
-            return node.replace(latent=weight.astype(jnp.float32) * self.latent_scale)
+            latent = jnp.array(weight, jnp.float32, copy=True)
+            if self.latent_scale != 1:
+                latent = latent * self.latent_scale
+            return node.replace(latent=latent)
         return node.replace(signs=_pack_signs(weight, self.block, axis))
 
     def fields(self, shape, axis):

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+AnyArray = Array | np.ndarray
+
 
 def contracted_axis(shape: tuple[int, ...]) -> int:
     """The axis that is contracted in the product, told from a Flax kernel's shape.
@@ -49,24 +51,26 @@ def grid_shape(shape: tuple[int, ...], block: int, axis: int) -> tuple[int, ...]
 
 
 def to_blocks(
-    x: Shaped[Array, "*shape"], block: int, axis: int
-) -> Shaped[Array, "*grid d"]:
+    x: Shaped[AnyArray, "*shape"], block: int, axis: int
+) -> Shaped[AnyArray, "*grid d"]:
     """Cut `x` into blocks of `block` values along `axis`, padded with zeros.
 
     Args:
-      x: Array of any shape and dtype.
+      x: JAX or NumPy array of any shape and dtype.
       block: Values per block, `d`.
       axis: Non-negative axis to cut.
 
     Returns:
-      Array of shape `(*grid_shape(x.shape, block, axis), block)`.
+      Array of the same kind, of shape `(*grid_shape(x.shape, block, axis), block)`.
     """
+    xp = x.__array_namespace__()
     groups = math.ceil(x.shape[axis] / block)
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, groups * block - x.shape[axis])
-    x = jnp.pad(x, padding)
+    if x.shape[axis] % block:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, groups * block - x.shape[axis])
+        x = xp.pad(x, padding)
     x = x.reshape(*x.shape[:axis], groups, block, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis + 1, -1)
+    return xp.moveaxis(x, axis + 1, -1)
 
 
 def from_blocks(

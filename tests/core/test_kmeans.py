@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from ssvq_jax import fit_codebook
-from ssvq_jax.core import kmeans
+from ssvq_jax.core import kmeans, lloyd
 from tests import reference
 
 
@@ -208,26 +208,55 @@ def test_low_precision_points_are_clustered_in_float32(dtype, rng, key):
 
 
 def test_few_programs_for_many_sizes(key):
-    sizes = np.unique(np.geomspace(64, 40_000, 50).astype(int))
-    padded = {kmeans._padded_count(int(size)) for size in sizes}
-    assert len(padded) <= 12
-    assert all(
-        size <= kmeans._padded_count(size) <= max(1.5 * size + 1024, 1024)
-        for size in range(1, 100_000, 77)
-    )
-    before = kmeans._lloyd._cache_size()
-    for n in (100, 333, 900, 1024):
+    sizes = np.unique(np.geomspace(64, 1e6, 50).astype(int))
+    assert len({lloyd.padded_count(int(size)) for size in sizes}) <= 10
+    for size in range(1, 1_000_000, 7777):
+        padded = lloyd.padded_count(size)
+        assert size <= padded <= max(1.5 * size + lloyd.CHUNK, lloyd.CHUNK)
+        assert padded % lloyd.CHUNK == 0
+    before = lloyd._wide_lloyd._cache_size()
+    for n in (100, 333, 900, 20_000):
         fit_codebook(np.ones((n, 2), np.float32), 3, key=key, iterations=1)
-    assert kmeans._lloyd._cache_size() == before + 1
+    assert lloyd._wide_lloyd._cache_size() == before + 1
 
 
-def test_memory_is_that_of_the_points_and_a_chunk(key):
-    n, d, k = 1 << 17, 8, 512
-    points, weights = jnp.ones((n, d)), jnp.ones((n, 1))
-    program = kmeans._lloyd.lower(points, weights, points[:k], n, iterations=5)
-    extra = program.compile().memory_analysis().temp_size_in_bytes
-    assert extra < 3 * (points.nbytes + weights.nbytes) + 16 * kmeans.CHUNK * k
-    assert extra < 4 * n * k / 10
+@pytest.mark.parametrize("form", ["unrolled", "product"])
+@pytest.mark.parametrize(("n", "d", "k"), [(1 << 20, 4, 64), (1 << 17, 8, 4096)])
+def test_memory_is_at_most_64_mib_above_the_points(n, d, k, form):
+    points, weights = (
+        jax.ShapeDtypeStruct((n, columns), jnp.float32) for columns in (d, 1)
+    )
+    start = jax.ShapeDtypeStruct((k, d), jnp.float32)
+    program = lloyd._lloyd.lower(points, weights, start, n, iterations=5, form=form)
+    used = program.compile().memory_analysis()
+    extra = used.temp_size_in_bytes + used.output_size_in_bytes
+    limit = 64 if form == "unrolled" else 512  # accelerators hold a chunk's scores
+    assert extra <= limit * 2**20
+
+
+@pytest.mark.parametrize("q", ["point", "coordinate"])
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (700, 3, 37), (40_000, 8, 16)])
+def test_both_forms_agree(q, n, d, k, rng):
+    points = _points(rng, n, d)
+    importance = rng.random((n, 1 if q == "point" else d)).astype(np.float32)
+    padded = kmeans.pad_points(points, importance)
+    results = [
+        lloyd._lloyd(*padded, points[:k], n, iterations=2, form=form)
+        for form in ("unrolled", "product")
+    ]
+    (codebook, codes, inertia), (other, other_codes, other_inertia) = results
+    np.testing.assert_allclose(codebook, other, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(inertia, other_inertia, rtol=1e-4, atol=1e-6)
+    assert np.mean(codes[:n] != other_codes[:n]) < 1e-3  # but for ties within rounding
+
+
+def test_wide_blocks_and_many_codewords(rng, key):
+    for d, k in [(300, 4), (64, 3), (1, 257)]:
+        points = _points(rng, 600, d)
+        codebook, codes, _ = fit_codebook(points, k, key=key, iterations=2)
+        distance = reference.distances(points, codebook, np.ones_like(points))
+        chosen = distance[np.arange(600), codes]
+        np.testing.assert_allclose(chosen, distance.min(axis=1), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,322 @@
+"""Lloyd iterations on padded points, in one form for CPUs and one for accelerators.
+
+Every pass reads the points once, chunk by chunk: it finds the nearest codeword of
+every point of the chunk and adds the points to the sums of their codewords. Memory is
+that of the points plus O(n + chunk).
+
+On CPUs the distances are unrolled over a tile of codewords and all coordinates, which
+becomes one vectorised loop over points without a matrix of distances; sums are a
+scatter. Accelerators are faster with two matrix products, and their scatter adds in
+no fixed order: there the sums are a product with the one-hot matrix of the codes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+CHUNK = 32768
+_SMALL_CHUNK = 8192
+_SCORES = 1 << 25
+_UNROLLED_OPERATIONS = 384
+_MAX_UNROLLED_COORDINATES = 256
+_EXACT = jax.lax.Precision.HIGHEST
+
+Form = Literal["unrolled", "product"]
+
+
+def padded_count(count: int) -> int:
+    """Points after padding: 1, 2, 3, 4, 6, 8, 12, ... chunks; few programs do."""
+    chunks = math.ceil(count / CHUNK)
+    power = 1 << (chunks - 1).bit_length()
+    three_quarters = power * 3 // 4
+    return CHUNK * (
+        three_quarters if power >= 4 and chunks <= three_quarters else power
+    )
+
+
+def lloyd(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    start: Float[Array, "k d"],
+    count: Int[Array, ""] | int,
+    *,
+    iterations: int,
+) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
+    """Codebook, codes and inertia after Lloyd's algorithm from `start`.
+
+    Args:
+      points: Of a padded count.
+      weights: One per point (`q` is 1) or one per coordinate (`q` is `d`); those of
+        the padding are 0.
+      start: The first codebook.
+      count: How many points are in use.
+      iterations: Upper limit; ends early once nothing changes.
+    """
+    coordinates = points.shape[1] * (2 if weights.shape[1] > 1 else 1)
+    form = _form(coordinates)
+    arguments = (points, weights, start, count)
+    if form == "unrolled" and not any(isinstance(x, Tracer) for x in arguments):
+        return _wide_lloyd(*arguments, iterations=iterations, form=form)
+    return _lloyd(*arguments, iterations=iterations, form=form)
+
+
+def _form(coordinates: int) -> Form:
+    """The one place that chooses the form of the computation."""
+    if jax.default_backend() == "cpu" and coordinates <= _MAX_UNROLLED_COORDINATES:
+        return "unrolled"
+    return "product"
+
+
+def _iterate(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    start: Float[Array, "k d"],
+    count: Int[Array, ""] | int,
+    *,
+    iterations: int,
+    form: Form,
+) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
+    units = find_units(points, weights)
+
+    def unsettled(state):
+        step, changed, _, _ = state
+        return (step <= iterations) & changed
+
+    def iterate(state):
+        step, _, codebook, _ = state
+        codes, sums = _visit(points, weights, units, codebook, count, form)
+        means = _means(sums, codebook)
+        dead = jnp.sum(sums[:, codebook.shape[1] :], axis=1) == 0
+        means = jax.lax.cond(
+            jnp.any(dead),
+            lambda: _reseed(points, weights, units, codebook, codes, means, dead),
+            lambda: means,
+        )
+        updated = jnp.where(step < iterations, means, codebook)
+        changed = jnp.any(updated != codebook)
+        return step + 1, changed, updated, codes
+
+    start = start * (1 / units.scale) - units.mean
+    state = (0, True, start, jnp.zeros(points.shape[:1], jnp.int32))
+    _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
+    errors = _errors(points, weights, units, codebook, codes)
+    inertia = jnp.sum(_over_rows(jnp.sum, errors))
+    inertia = inertia * units.scale * units.scale * units.weight
+    return (codebook + units.mean) * units.scale, codes, inertia
+
+
+_lloyd = jax.jit(_iterate, static_argnames=("iterations", "form"))
+
+# By itself XLA uses half of the width that AVX-512 has. The option is for a program
+# of its own only: inside another `jax.jit` it is an error.
+_wide_lloyd = jax.jit(
+    _iterate,
+    static_argnames=("iterations", "form"),
+    compiler_options={"xla_cpu_prefer_vector_width": 512},
+)
+
+
+class Units(NamedTuple):
+    """What points and weights are divided by, and the centre of the points.
+
+    Scales are powers of two and lose nothing: no size or offset of the points matters.
+    """
+
+    scale: Float[Array, ""]
+    mean: Float[Array, "1 d"]
+    weight: Float[Array, ""]
+
+
+def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Units:
+    """The units that make points and weights of about 1."""
+    weight = _power_of_two(jnp.max(weights))
+    largest = _over_rows(jnp.max, jnp.where(weights > 0, jnp.abs(points), 0.0))
+    scale = _power_of_two(jnp.max(largest))
+    weights = weights * (1 / weight)
+    mass = _over_rows(jnp.sum, weights)
+    mean = _over_rows(jnp.sum, points * (1 / scale) * weights)
+    mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
+    return Units(scale, mean, weight)
+
+
+def _over_rows(
+    reduce: Callable[..., Array], x: Float[Array, "n c"]
+) -> Float[Array, "1 c"]:
+    """Reduce the first axis, 64 rows at a time: XLA is slow with short rows."""
+    group = 64 if x.shape[0] % 64 == 0 else 1
+    parts = reduce(x.reshape(-1, group * x.shape[1]), axis=0)
+    return reduce(parts.reshape(group, -1), axis=0, keepdims=True)
+
+
+def normalize(
+    points: Float[Array, "n d"], weights: Float[Array, "n q"], units: Units
+) -> tuple[Float[Array, "n d"], Float[Array, "n q"]]:
+    """Centred points and weights of about 1; coordinates of weight 0 become 0."""
+    points = points * (1 / units.scale) - units.mean
+    weights = weights * (1 / units.weight)
+    if weights.shape == points.shape:
+        points = jnp.where(weights > 0, points, 0.0)
+    return points, weights
+
+
+def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
+    """The power of two at or above `x`; 1 for 0."""
+    _, exponent = jnp.frexp(x)
+    one = jnp.ones((), jnp.float32)
+    return jnp.where(x > 0, jnp.ldexp(one, jnp.clip(exponent, -126, 126)), one)
+
+
+def _visit(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    units: Units,
+    codebook: Float[Array, "k d"],
+    count: Int[Array, ""] | int,
+    form: Form,
+) -> tuple[Int[Array, " n"], Float[Array, "k dq"]]:
+    """One pass: codes, and the sums of their weighted points and of the weights.
+
+    The nearest codeword has the largest score, since the distance is
+    `sum_c w_c (x_c - y_c)^2 = sum_c w_c x_c^2 - 2 (sum_c w_c x_c y_c - w_c y_c^2 / 2)`
+    and the score, in brackets, a linear function of `w x` and `w`. A weight per point
+    does not change which codeword is the nearest and is left out.
+    """
+    codewords, dim = codebook.shape
+    half_squares = jnp.square(codebook) / 2
+    if weights.shape[1] == 1:
+        outputs, bias = codebook, -jnp.sum(half_squares, axis=1)
+    else:
+        outputs = jnp.concatenate([codebook, -half_squares], axis=1)
+        bias = jnp.zeros((codewords,), jnp.float32)
+    nearest = _nearest_unrolled if form == "unrolled" else _nearest_by_product
+    size = _chunk(points.shape[0], codewords, form)
+
+    def visit(i, state):
+        codes, sums = state
+        x = jax.lax.dynamic_slice_in_dim(points, i * size, size)
+        w = jax.lax.dynamic_slice_in_dim(weights, i * size, size)
+        x, w = normalize(x, w, units)
+        inputs = x if w.shape[1] == 1 else jnp.concatenate([x * w, w], axis=1)
+        code = nearest(inputs, outputs, bias)
+        parts = [_sum(summands, code, codewords, form) for summands in (x * w, w)]
+        codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
+        return codes, sums + jnp.concatenate(parts, axis=1)
+
+    sums = jnp.zeros((codewords, dim + weights.shape[1]), jnp.float32)
+    blank = jnp.zeros(points.shape[:1], jnp.int32), sums
+    return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
+
+
+def _chunk(count: int, codewords: int, form: Form) -> int:
+    """Points per chunk; divides a padded count."""
+    if form == "unrolled":
+        return _SMALL_CHUNK if count == CHUNK else CHUNK
+    fitting = 1 << max(_SCORES // codewords, 1).bit_length() - 1
+    return min(max(fitting, 1024), CHUNK)
+
+
+def _nearest_by_product(
+    inputs: Float[Array, "b r"], outputs: Float[Array, "k r"], bias: Float[Array, " k"]
+) -> Int[Array, " b"]:
+    """The first codeword of the largest score."""
+    scores = jnp.matmul(inputs, outputs.T, precision=_EXACT) + bias[None]
+    return jnp.argmax(scores, axis=1).astype(jnp.int32)
+
+
+def _nearest_unrolled(
+    inputs: Float[Array, "b r"], outputs: Float[Array, "k r"], bias: Float[Array, " k"]
+) -> Int[Array, " b"]:
+    """The same by a running maximum over codewords, unrolled tile by tile.
+
+    The best score and its codeword are one complex number, so that XLA computes both
+    in one loop, split over threads: it would compute the scores twice for two arrays.
+    """
+    size, coordinates = inputs.shape
+    codewords = outputs.shape[0]
+    tile = 1 << (_UNROLLED_OPERATIONS // (coordinates + 3)).bit_length() - 1
+    tile = max(1, min(tile, 32, (codewords + 1) // 2))  # a loop, not to be fused
+    padding = -codewords % tile
+    outputs = jnp.pad(outputs, ((0, padding), (0, 0)))
+    bias = jnp.pad(bias, (0, padding), constant_values=-jnp.inf)  # never the best
+    columns = [inputs[:, c] for c in range(coordinates)]
+    identity = jnp.eye(coordinates, dtype=jnp.float32)
+
+    def visit(t, state):
+        best, code = jnp.real(state), jnp.imag(state)
+        tile_outputs = jax.lax.dynamic_slice_in_dim(outputs, t * tile, tile)
+        tile_bias = jax.lax.dynamic_slice_in_dim(bias, t * tile, tile)
+        # A matrix product in its body is what keeps XLA from compiling the whole
+        # loop as one function for one thread.
+        tile_outputs = jnp.matmul(tile_outputs, identity, precision=_EXACT)
+        first = jnp.asarray(t * tile, jnp.float32)
+        for j in range(tile):
+            score = jnp.broadcast_to(tile_bias[j], (size,))
+            for c in range(coordinates):
+                score = score + columns[c] * tile_outputs[j, c]
+            better = score > best
+            best = jnp.where(better, score, best)
+            code = jnp.where(better, first + j, code)
+        return jax.lax.complex(best, code)
+
+    state = jax.lax.complex(
+        jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.float32)
+    )
+    state = jax.lax.fori_loop(0, (codewords + padding) // tile, visit, state)
+    return jnp.imag(state).astype(jnp.int32)
+
+
+def _sum(
+    summands: Float[Array, "b c"], codes: Int[Array, " b"], codewords: int, form: Form
+) -> Float[Array, "k c"]:
+    """Sum of the summands of every codeword."""
+    if form == "unrolled":
+        return jax.ops.segment_sum(summands, codes, codewords, mode="clip")
+    members = jax.nn.one_hot(codes, codewords, dtype=jnp.float32)
+    return jnp.matmul(members.T, summands, precision=_EXACT)
+
+
+def _means(
+    sums: Float[Array, "k dq"], codebook: Float[Array, "k d"]
+) -> Float[Array, "k d"]:
+    """The weighted means; a coordinate that no weight reaches keeps its value."""
+    dim = codebook.shape[1]
+    numerator, mass = sums[:, :dim], sums[:, dim:]
+    means = numerator / jnp.where(mass > 0, mass, 1.0)
+    return jnp.where(mass > 0, means, codebook)
+
+
+def _errors(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    units: Units,
+    codebook: Float[Array, "k d"],
+    codes: Int[Array, " n"],
+) -> Float[Array, "n d"]:
+    """Weighted squared difference of the points from their codewords."""
+    points, weights = normalize(points, weights, units)
+    errors = weights * jnp.square(points - codebook[codes])
+    return jnp.where(weights > 0, errors, 0.0)  # however far off the point
+
+
+def _reseed(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    units: Units,
+    codebook: Float[Array, "k d"],
+    codes: Int[Array, " n"],
+    means: Float[Array, "k d"],
+    dead: Bool[Array, " k"],
+) -> Float[Array, "k d"]:
+    """Move dead codewords to the points that are worst served by their own."""
+    distances = jnp.sum(_errors(points, weights, units, codebook, codes), axis=1)
+    distance, worst = jax.lax.top_k(distances, means.shape[0])
+    candidates, _ = normalize(points[worst], weights[worst], units)
+    rank = jnp.cumsum(dead) - 1  # the r-th dead codeword takes the r-th worst point
+    rank = jnp.clip(rank, 0)
+    replace = dead & (distance[rank] > 0)
+    return jnp.where(replace[:, None], candidates[rank], means)
