@@ -1,6 +1,7 @@
 """Codecs: SSVQ and the baselines, all with the protocol of `codecs.protocol`."""
 
 from ssvq_jax.codecs.mvq import MVQ as MVQ
+from ssvq_jax.codecs.product import matmul as matmul
 from ssvq_jax.codecs.protocol import Codec as Codec
 from ssvq_jax.codecs.protocol import Compressed as Compressed
 from ssvq_jax.codecs.protocol import encode as encode

@@ -16,6 +16,7 @@ from ssvq_jax.core.bits import pack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
 from ssvq_jax.core.checks import require_finite
 from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
+from ssvq_jax.core.lookup import take_codewords
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
@@ -67,13 +68,14 @@ def cluster(
     points = to_blocks(xp.asarray(replicate(weight)), block, axis).reshape(-1, block)
     if magnitudes:
         points = abs(points)
+    weights = None
     if importance is not None:
-        importance = xp.asarray(replicate(importance))
+        weights = xp.asarray(replicate(importance))
     elif shape[axis] % block:
-        importance = xp.ones(shape, xp.float32)
-    if importance is not None:
-        importance = to_blocks(importance, block, axis).reshape(-1, block)
-    points, weights = map(jnp.asarray, pad_points(points, importance))
+        weights = xp.ones(shape, xp.float32)
+    if weights is not None:
+        weights = to_blocks(weights, block, axis).reshape(-1, block)
+    points, weights = map(jnp.asarray, pad_points(points, weights))
     codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
     codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
     return codebook, place(jnp.asarray(codes), fit_sharding(sharding_of(weight), grid))
@@ -95,25 +97,43 @@ def pack_blocks(
     """One bit per weight, packed block by block, sharded as `bits` are."""
     shape = (*grid_shape(bits.shape, block, axis), math.ceil(block / 8))
     pack = compiler_sharded(
-        lambda bits: pack_bits(to_blocks(bits, block, axis)),
+        lambda bits: pack_bits(jnp.asarray(to_blocks(bits, block, axis))),
         fit_sharding(sharding_of(bits), shape),
     )
     return pack(bits)
 
 
+def codewords_as(
+    codebook: Num[Array, "k d"], scale: Float[Array, ""] | None, dtype: Any
+) -> Num[Array, "k d"]:
+    """The codebook's values to look up for a weight in `dtype`; int8 without scale.
+
+    A float32 codebook, as in training, stays float32, and so do sums of its gradient.
+
+    Raises:
+      ValueError: int8 of a codebook that is not stored in it.
+    """
+    if dtype == jnp.int8:
+        if codebook.dtype != jnp.int8:
+            raise ValueError(
+                "dtype: int8 needs a finalized codebook of codebook_dtype='int8', "
+                f"got {codebook.dtype}"
+            )
+        return codebook
+    if codebook.dtype == jnp.float32:
+        return codebook
+    values = codebook.astype(jnp.float32)
+    return (values if scale is None else values * scale).astype(dtype)
+
+
 def lookup(
-    codebook: Num[Array, "k d"],
-    scale: Float[Array, ""] | None,
+    values: Num[Array, "k d"],
     codes: UInt[Array, "*grid"],
     shape: tuple[int, ...],
     axis: int,
-) -> Float[Array, "*shape"]:
-    """The codeword of every block in its place: `C[A]`, float32, padding dropped."""
-    values = codebook.astype(jnp.float32)
-    if scale is not None:
-        values = values * scale
-    blocks = jnp.take(values, codes.astype(jnp.int32), axis=0, mode="clip")
-    return from_blocks(blocks, shape, axis)
+) -> Num[Array, "*shape"]:
+    """The codeword of every block in its place: `C[A]`, padding dropped."""
+    return from_blocks(take_codewords(values, codes), shape, axis)
 
 
 def store_codebook(

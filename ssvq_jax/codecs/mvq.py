@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,9 @@ class MVQWeight(Compressed):
     mask: Any
     scale: Any = None
 
+    bit_leaf: ClassVar = "mask"
+    bit_factors: ClassVar = (0.0, 1.0)
+
     @property
     def grid_leaf(self):
         return self.codes
@@ -141,13 +144,16 @@ class MVQWeight(Compressed):
         shapes = shared.codebook_shapes(self)
         return {**shapes, "mask": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
-    def values(self):
+    def values(self, dtype):
         block = self.codec.block
         kept = from_blocks(unpack_bits(self.mask, block), self.shape, self.axis)
         values = shared.lookup(
-            self.codebook, self.scale, self.codes, self.shape, self.axis
+            shared.codewords_as(self.codebook, self.scale, dtype),
+            self.codes,
+            self.shape,
+            self.axis,
         )
-        return jnp.where(kept, values, 0.0)
+        return jnp.where(kept, values, jnp.zeros_like(values))
 
     def finalize(self):
         codebook, scale = shared.store_codebook(

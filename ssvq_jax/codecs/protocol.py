@@ -8,6 +8,7 @@ are known from shapes, before anything is written.
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
@@ -109,6 +110,13 @@ class Compressed(abc.ABC):
     labels: ClassVar[Mapping[str, str]] = {"codebook": "codebook"}
     """Labels of leaves for `label_tree`; a leaf not named here is "other"."""
 
+    bit_leaf: ClassVar[str | None] = None
+    """Name of the leaf that holds a packed bit per weight, where there is one."""
+
+    bit_factors: ClassVar[tuple[float, ...] | None] = None
+    """What a bit of 0 or 1 multiplies the codeword by; `(1,)` where there are no bits,
+    and `None` for codecs without a codebook."""
+
     classes: ClassVar[dict[str, type["Compressed"]]] = {}
     """The node classes by name."""
 
@@ -116,9 +124,17 @@ class Compressed(abc.ABC):
         super().__init_subclass__(**kwargs)
         Compressed.classes[cls.__name__] = cls
 
-    def decode(self) -> Float[Array, "*shape"]:
-        """The weight, of the original shape and dtype; differentiable."""
-        return _decode(self)
+    def decode(self, dtype: Any = None) -> Num[Array, "*shape"]:
+        """The weight, of the original shape and dtype or another; differentiable.
+
+        See `ssvq_jax.decode`.
+        """
+        dtype = jnp.dtype(self.dtype if dtype is None else dtype)
+        if dtype.name not in (*WEIGHT_DTYPES, "int8"):
+            raise ValueError(
+                f"dtype: expected one of {', '.join(WEIGHT_DTYPES)}, int8, got {dtype}"
+            )
+        return _decode(self, dtype)
 
     @property
     @abc.abstractmethod
@@ -126,8 +142,8 @@ class Compressed(abc.ABC):
         """A leaf with the weight's axes, whose sharding the weight takes on."""
 
     @abc.abstractmethod
-    def values(self) -> Float[Array, "*shape"]:
-        """The decoded weight in the precision that it is computed in."""
+    def values(self, dtype: np.dtype) -> Num[Array, "*shape"]:
+        """The decoded weight for `dtype`, in the precision that it is computed in."""
 
     @abc.abstractmethod
     def finalize(self) -> "Compressed":
@@ -183,12 +199,12 @@ class Compressed(abc.ABC):
                 raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
 
 
-@jax.jit  # one program for a weight, not one for every operation
-def _decode(node: Compressed) -> Array:
+@functools.partial(jax.jit, static_argnums=1)  # one program, not one per operation
+def _decode(node: Compressed, dtype: np.dtype) -> Array:
     node.check()
     sharding = fit_sharding(sharding_of(jnp.asarray(node.grid_leaf)), node.shape)
-    values = compiler_sharded(type(node).values, sharding)(node)
-    return values.astype(node.dtype)
+    values = compiler_sharded(lambda node: node.values(dtype), sharding)(node)
+    return values.astype(dtype)
 
 
 def is_compressed(x: Any) -> bool:

@@ -132,6 +132,8 @@ class SSVQWeight(Compressed):
     scale: Any = None
 
     labels: ClassVar = {"codebook": "codebook", "latent": "sign"}
+    bit_leaf: ClassVar = "signs"
+    bit_factors: ClassVar = (1.0, -1.0)
 
     @property
     def grid_leaf(self):
@@ -143,9 +145,12 @@ class SSVQWeight(Compressed):
             return {**shapes, "latent": self.shape}
         return {**shapes, "signs": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
-    def values(self):
+    def values(self, dtype):
         magnitude = shared.lookup(
-            self.codebook, self.scale, self.codes, self.shape, self.axis
+            shared.codewords_as(self.codebook, self.scale, dtype),
+            self.codes,
+            self.shape,
+            self.axis,
         )
         if self.latent is not None:
             return magnitude * sign_ste(self.latent)

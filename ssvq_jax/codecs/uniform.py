@@ -121,7 +121,11 @@ class UniformWeight(Compressed):
         leaf = "codes" if self.weight is None else "weight"
         return {"scale": (_channels(self.shape, self.axis),), leaf: self.shape}
 
-    def values(self):
+    def values(self, dtype):
+        if dtype == jnp.int8:
+            if self.weight is not None:
+                raise ValueError("dtype: int8 needs a finalized weight")
+            return self.codes
         if self.weight is None:
             return self.codes.astype(jnp.float32) * self._broadcast(self.scale)
         step = self._step(self.scale)

@@ -1,7 +1,7 @@
 """VQ, the conventional baseline: k-means on signed blocks (METHOD, section 7)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -79,6 +79,8 @@ class VQWeight(Compressed):
     codes: Any
     scale: Any = None
 
+    bit_factors: ClassVar = (1.0,)
+
     @property
     def grid_leaf(self):
         return self.codes
@@ -86,9 +88,12 @@ class VQWeight(Compressed):
     def shapes(self):
         return shared.codebook_shapes(self)
 
-    def values(self):
+    def values(self, dtype):
         return shared.lookup(
-            self.codebook, self.scale, self.codes, self.shape, self.axis
+            shared.codewords_as(self.codebook, self.scale, dtype),
+            self.codes,
+            self.shape,
+            self.axis,
         )
 
     def finalize(self):

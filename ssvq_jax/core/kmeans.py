@@ -1,6 +1,7 @@
 """Weighted k-means: one mechanism for clustering, padding, masks and importance."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,12 +121,11 @@ def pad_points(
     Weights are one per point (`q` is 1) or one per coordinate (`q` is `d`); those of
     the padding are 0. NumPy arrays give NumPy arrays.
     """
-    xp = points.__array_namespace__()
+    xp: Any = points.__array_namespace__()
     count, _ = points.shape
-    if importance is None:
-        importance = xp.ones((count, 1), xp.float32)
+    weights = xp.ones((count, 1)) if importance is None else importance
     padding = ((0, padded_count(count) - count), (0, 0))
-    weights = xp.pad(importance.astype(xp.float32).reshape(count, -1), padding)
+    weights = xp.pad(weights.astype(xp.float32).reshape(count, -1), padding)
     return xp.pad(points.astype(xp.float32), padding), weights
 
 
@@ -143,8 +143,11 @@ def fit_padded(
     if start is None:
         size = max(_SEEDING_POINTS, _SEEDING_POINTS_PER_CODEWORD * codewords)
         chosen, uniform = _draw(key, count, size, codewords)
-        start = _seed(_take(points, chosen), _take(weights, chosen), count, uniform)
-    return lloyd(points, weights, start, count, iterations=iterations)
+        sample = _take(points, chosen), _take(weights, chosen)
+        first = _seed(*sample, count, uniform)
+    else:
+        first = start
+    return lloyd(points, weights, first, count, iterations=iterations)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "codewords"))

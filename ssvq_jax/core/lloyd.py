@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ssvq_jax.core.lookup import sum_by_code
+
 CHUNK = 32768
 _SMALL_CHUNK = 8192
 _SCORES = 1 << 25
@@ -203,7 +205,8 @@ def _visit(
         x, w = normalize(x, w, units)
         inputs = x if w.shape[1] == 1 else jnp.concatenate([x * w, w], axis=1)
         code = nearest(inputs, outputs, bias)
-        parts = [_sum(summands, code, codewords, form) for summands in (x * w, w)]
+        sums_form = "scatter" if form == "unrolled" else "product"
+        parts = [sum_by_code(part, code, codewords, sums_form) for part in (x * w, w)]
         codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
         return codes, sums + jnp.concatenate(parts, axis=1)
 
@@ -268,16 +271,6 @@ def _nearest_unrolled(
     )
     state = jax.lax.fori_loop(0, (codewords + padding) // tile, visit, state)
     return jnp.imag(state).astype(jnp.int32)
-
-
-def _sum(
-    summands: Float[Array, "b c"], codes: Int[Array, " b"], codewords: int, form: Form
-) -> Float[Array, "k c"]:
-    """Sum of the summands of every codeword."""
-    if form == "unrolled":
-        return jax.ops.segment_sum(summands, codes, codewords, mode="clip")
-    members = jax.nn.one_hot(codes, codewords, dtype=jnp.float32)
-    return jnp.matmul(members.T, summands, precision=_EXACT)
 
 
 def _means(

@@ -10,7 +10,7 @@ from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.tree.paths import flatten
 
 
-def decode(tree: Any) -> Any:
+def decode(tree: Any, *, dtype: Any = None) -> Any:
     """Decode every `Compressed` node to its array; anything else stays as it is.
 
     Works under `jax.jit`, `jax.vmap` and `jax.grad`. The gradients are the
@@ -20,12 +20,16 @@ def decode(tree: Any) -> Any:
 
     Args:
       tree: Pytree, or a single node.
+      dtype: `None` for the dtype of the original; "float32", "bfloat16", ... for that
+        one; "int8" for the integers of finalized nodes whose codebook is int8, or that
+        are quantised uniformly: the weight divided by the node's `scale`.
 
     Returns:
-      The tree with arrays of the original shapes and dtypes.
+      The tree with arrays of the original shapes.
 
     Raises:
-      ValueError: A node whose leaves have the wrong shape, with its path.
+      ValueError: A node whose leaves have the wrong shape, or that has no integers,
+        with its path.
 
     Example:
       >>> import jax, ssvq_jax as ssvq
@@ -34,7 +38,7 @@ def decode(tree: Any) -> Any:
       >>> ssvq.decode({"kernel": node})["kernel"].shape
       (64, 32)
     """
-    return _map_compressed(lambda node: node.decode(), tree)
+    return _map_compressed(lambda node: node.decode(dtype), tree)
 
 
 def finalize(tree: Any) -> Any:

@@ -130,3 +130,44 @@ def test_report_errors_against_a_reference(rng, key):
     assert (b.error, b.codewords_used) == (0.0, 0.25)
     with pytest.raises(ValueError, match="a: expected shape.*nothing"):
         ssvq.report(compressed, {"b": params["b"]})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_decode_to_another_dtype_is_the_rounded_weight(dtype, rng, key):
+    weight = jnp.asarray(rng.normal(size=(33, 20)), jnp.float32)
+    for codec in (ssvq.SSVQ(8, 4), ssvq.VQ(8, 4), ssvq.MVQ(8, 4, (2, 4))):
+        training = ssvq.encode(codec, weight, key=key)
+        for node in (training, ssvq.finalize(training)):
+            decoded = ssvq.decode({"w": node}, dtype=dtype)["w"]
+            chex.assert_trees_all_equal(decoded, ssvq.decode(node).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        ssvq.SSVQ(8, 4, codebook_dtype="int8"),
+        ssvq.SSVQ(8, 4, learn_signs=False, codebook_dtype="int8"),
+        ssvq.VQ(8, 4, codebook_dtype="int8"),
+        ssvq.MVQ(8, 4, (2, 4)),
+        ssvq.Uniform(3),
+    ],
+    ids=lambda codec: codec.describe(),
+)
+def test_integers_times_their_scale_are_the_weight(codec, rng, key):
+    weight = jnp.asarray(rng.normal(size=(33, 20)), jnp.float32)
+    node = ssvq.encode(codec, weight, key=key)
+    with pytest.raises(ValueError, match="w: dtype: int8 needs a finalized"):
+        ssvq.decode({"w": node}, dtype="int8")
+    node = ssvq.finalize(node)
+    integers = ssvq.decode(node, dtype="int8")
+    chex.assert_type(integers, jnp.int8)
+    scale = np.asarray(node.scale, np.float32)
+    np.testing.assert_array_equal(
+        ssvq.decode(node), np.asarray(integers, np.float32) * scale
+    )
+
+
+def test_decode_to_an_unknown_dtype(key):
+    node = ssvq.encode(ssvq.SSVQ(2, 4), jnp.ones((8, 8)), key=key)
+    with pytest.raises(ValueError, match="dtype: expected one of .*, got int32"):
+        ssvq.decode(node, dtype="int32")
