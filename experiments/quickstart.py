@@ -326,8 +326,13 @@ def _share_flipped(first: list[np.ndarray], trainable: Any) -> float:
 
 
 def _share_frozen(state: Any) -> float:
-    masks = jax.tree.leaves(optax.tree_utils.tree_get(state, "frozen"))
+    states = jax.tree.leaves(state, is_leaf=_is_freezing)
+    masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
     return sum(int(m.sum()) for m in masks) / max(1, sum(m.size for m in masks))
+
+
+def _is_freezing(x: Any) -> bool:
+    return isinstance(x, ssvq.FreezeSignsState)
 
 
 def _file_name(name: str) -> str:

@@ -99,8 +99,12 @@ def test_trains_with_nnx_optimizer(partitioned, key):
     assert not np.array_equal(node.latent, start.latent)
     assert not np.array_equal(node.codebook, start.codebook)
     assert not np.array_equal(after["layers"][0]["bias"], before["layers"][0]["bias"])
-    frozen = optax.tree_utils.tree_get(nnx.as_pure(optimizer.opt_state), "frozen")
-    masks = jax.tree.leaves(frozen)
+    states = jax.tree.leaves(
+        nnx.as_pure(optimizer.opt_state),
+        is_leaf=lambda x: isinstance(x, ssvq.FreezeSignsState),
+    )
+    states = [x for x in states if isinstance(x, ssvq.FreezeSignsState)]
+    masks = jax.tree.leaves([state.frozen for state in states])
     assert len(masks) == 8  # one for every kernel and the embedding
     assert 0 < sum(int(mask.sum()) for mask in masks) < sum(mask.size for mask in masks)
 
