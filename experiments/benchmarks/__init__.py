@@ -1,0 +1,1 @@
+"""Benchmarks: speed and memory against the best known peers."""

@@ -1,0 +1,78 @@
+"""What this library is measured against: faiss, scikit-learn, NumPy."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+try:
+    import faiss
+except ImportError as error:
+    raise SystemExit("faiss is not installed: pip install faiss-cpu") from error
+
+
+def faiss_codebook(
+    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray | None = None
+) -> faiss.Kmeans:
+    """A codebook for all points; from a random choice of them without `start`."""
+    count, dim = points.shape
+    clustering = faiss.Kmeans(
+        dim,
+        codewords,
+        niter=iterations,
+        max_points_per_centroid=count,
+        min_points_per_centroid=1,
+    )
+    clustering.train(points, init_centroids=start)
+    return clustering
+
+
+def faiss_clustering(
+    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Codebook, codes and inertia, as `ssvq_jax.fit_codebook` gives them."""
+    clustering: Any = faiss_codebook(points, codewords, iterations, start)
+    distances, codes = clustering.index.search(points, 1)
+    return clustering.centroids, codes[:, 0], float(distances.sum(dtype=np.float64))
+
+
+def sklearn_clustering(
+    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The same with scikit-learn."""
+    kmeans: Any = KMeans  # its annotations are those of its defaults
+    clustering = kmeans(
+        codewords,
+        init=start,
+        n_init=1,
+        tol=0,
+        max_iter=iterations,
+        algorithm="lloyd",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clustering.fit(points)
+    return clustering.cluster_centers_, clustering.labels_, clustering.inertia_
+
+
+def numpy_decode(
+    codebook: np.ndarray, codes: np.ndarray, signs: np.ndarray, dtype: np.dtype
+) -> np.ndarray:
+    """A dense kernel `(in, out)` from a finalized `SSVQ` node's leaves.
+
+    Args:
+      codebook: `(k, d)`.
+      codes: `(in / d, out)`.
+      signs: `(in / d, out, ceil(d / 8))`, the block's first weight in the lowest bit.
+      dtype: Of the result.
+    """
+    block = codebook.shape[1]
+    magnitudes = np.take(codebook.astype(np.float32), codes, axis=0)
+    minus = np.unpackbits(signs, axis=-1, count=block, bitorder="little")
+    np.negative(magnitudes, out=magnitudes, where=minus.view(bool))
+    groups, outputs, _ = magnitudes.shape
+    values = np.empty((groups, block, outputs), dtype)
+    values[...] = magnitudes.transpose(0, 2, 1)
+    return values.reshape(groups * block, outputs)
