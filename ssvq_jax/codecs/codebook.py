@@ -13,7 +13,13 @@ from jaxtyping import Array, Bool, Float, Num, UInt, UInt8
 
 from ssvq_jax.codecs.protocol import Field
 from ssvq_jax.core.bits import pack_bits
-from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.blocks import (
+    AnyArray,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+    valid_positions,
+)
 from ssvq_jax.core.checks import require_finite
 from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
 from ssvq_jax.core.lookup import take_codewords
@@ -24,6 +30,8 @@ from ssvq_jax.core.sharding import (
     replicate,
     sharding_of,
 )
+
+_LARGE = 1 << 20  # weights
 
 CODEBOOK_DTYPES = ("float32", "float16", "bfloat16", "int8")
 
@@ -49,8 +57,7 @@ def cluster(
 ) -> tuple[Float[Array, "k d"], UInt[Array, "*grid"]]:
     """Fit a codebook to a weight's blocks, or to those of its magnitudes.
 
-    Padded positions weigh nothing. A concrete weight is cut with NumPy: compiling a
-    program for every shape would take longer than the clustering.
+    Padded positions weigh nothing.
 
     Returns:
       `(codebook, codes)`: float32, and the smallest unsigned integers that hold `k`
@@ -64,25 +71,38 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
-    xp: Any = jnp if _is_traced(weight, importance, key) else np
-    points = to_blocks(xp.asarray(replicate(weight)), block, axis).reshape(-1, block)
-    if magnitudes:
-        points = abs(points)
-    weights = None
-    if importance is not None:
-        weights = xp.asarray(replicate(importance))
-    elif shape[axis] % block:
-        weights = xp.ones(shape, xp.float32)
-    if weights is not None:
-        weights = to_blocks(weights, block, axis).reshape(-1, block)
-    points, weights = map(jnp.asarray, pad_points(points, weights))
+    traced = any(isinstance(x, Tracer) for x in (weight, importance, key))
+    arrays = replicate(weight), None if importance is None else replicate(importance)
+    xp: Any = jnp if traced else np
+    # A program for every shape takes longer to compile than small weights to cut.
+    if traced or weight.size > _LARGE:
+        points, weights = _points(*arrays, block, axis, magnitudes)
+    else:
+        arrays = (None if x is None else np.asarray(x) for x in arrays)
+        points, weights = map(jnp.asarray, _cut(*arrays, block, axis, magnitudes))
     codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
     codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
     return codebook, place(jnp.asarray(codes), fit_sharding(sharding_of(weight), grid))
 
 
-def _is_traced(*arrays: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in arrays)
+def _cut(
+    weight: AnyArray,
+    importance: AnyArray | None,
+    block: int,
+    axis: int,
+    magnitudes: bool,
+) -> tuple[AnyArray, AnyArray]:
+    """Blocks as padded points, and their weights; with NumPy for NumPy arrays."""
+    xp: Any = weight.__array_namespace__()
+    if importance is None and weight.shape[axis] % block:
+        importance = xp.ones(weight.shape, xp.float32)
+    if importance is not None:
+        importance = to_blocks(importance, block, axis).reshape(-1, block)
+    points = to_blocks(abs(weight) if magnitudes else weight, block, axis)
+    return pad_points(points.reshape(-1, block), importance)
+
+
+_points = jax.jit(_cut, static_argnums=(2, 3, 4))
 
 
 def code_dtype(codewords: int) -> np.dtype:

@@ -126,7 +126,8 @@ def pad_points(
     weights = xp.ones((count, 1)) if importance is None else importance
     padding = ((0, padded_count(count) - count), (0, 0))
     weights = xp.pad(weights.astype(xp.float32).reshape(count, -1), padding)
-    return xp.pad(points.astype(xp.float32), padding), weights
+    points = points.astype(xp.float32)
+    return xp.pad(points, padding) if padding[0][1] else points, weights
 
 
 def fit_padded(

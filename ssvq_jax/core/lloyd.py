@@ -12,7 +12,7 @@ no fixed order: there the sums are a product with the one-hot matrix of the code
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,9 +106,9 @@ def _iterate(
     start = start * (1 / units.scale) - units.mean
     state = (0, True, start, jnp.zeros(points.shape[:1], jnp.int32))
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
-    errors = _errors(points, weights, units, codebook, codes)
-    inertia = jnp.sum(_over_rows(jnp.sum, errors))
-    inertia = inertia * units.scale * units.scale * units.weight
+
+    distances = _distances(points, weights, units, codebook, codes)
+    inertia = jnp.sum(distances) * units.scale * units.scale * units.weight
     return (codebook + units.mean) * units.scale, codes, inertia
 
 
@@ -137,22 +137,44 @@ class Units(NamedTuple):
 def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Units:
     """The units that make points and weights of about 1."""
     weight = _power_of_two(jnp.max(weights))
-    largest = _over_rows(jnp.max, jnp.where(weights > 0, jnp.abs(points), 0.0))
-    scale = _power_of_two(jnp.max(largest))
-    weights = weights * (1 / weight)
-    mass = _over_rows(jnp.sum, weights)
-    mean = _over_rows(jnp.sum, points * (1 / scale) * weights)
+
+    def enlarge(largest, x, w):
+        return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
+
+    zero = jnp.zeros((), jnp.float32)
+    scale = _power_of_two(_over_chunks(enlarge, zero, points, weights))
+
+    def add(sums, x, w):
+        w = w * (1 / weight)
+        return sums[0] + _sum_rows(w), sums[1] + _sum_rows(x * (1 / scale) * w)
+
+    blank = (
+        jnp.zeros((1, weights.shape[1]), jnp.float32),
+        jnp.zeros((1, points.shape[1]), jnp.float32),
+    )
+    mass, mean = _over_chunks(add, blank, points, weights)
     mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
     return Units(scale, mean, weight)
 
 
-def _over_rows(
-    reduce: Callable[..., Array], x: Float[Array, "n c"]
-) -> Float[Array, "1 c"]:
-    """Reduce the first axis, 64 rows at a time: XLA is slow with short rows."""
-    group = 64 if x.shape[0] % 64 == 0 else 1
-    parts = reduce(x.reshape(-1, group * x.shape[1]), axis=0)
-    return reduce(parts.reshape(group, -1), axis=0, keepdims=True)
+def _over_chunks(function: Callable[..., Any], start: Any, *arrays: Array) -> Any:
+    """Fold a function over chunks of arrays: no temporary is larger than a chunk."""
+    count = arrays[0].shape[0]
+    size = math.gcd(count, _SMALL_CHUNK)
+
+    def visit(i, state):
+        return function(
+            state, *(jax.lax.dynamic_slice_in_dim(x, i * size, size) for x in arrays)
+        )
+
+    return jax.lax.fori_loop(0, count // size, visit, start)
+
+
+def _sum_rows(x: Float[Array, "n c"]) -> Float[Array, "1 c"]:
+    """Sum of the rows, 64 at a time: XLA is slow with short rows."""
+    group = math.gcd(x.shape[0], 64)
+    sums = jnp.sum(x.reshape(-1, group * x.shape[1]), axis=0)
+    return jnp.sum(sums.reshape(group, -1), axis=0, keepdims=True)
 
 
 def normalize(
@@ -283,17 +305,25 @@ def _means(
     return jnp.where(mass > 0, means, codebook)
 
 
-def _errors(
+def _distances(
     points: Float[Array, "n d"],
     weights: Float[Array, "n q"],
     units: Units,
     codebook: Float[Array, "k d"],
     codes: Int[Array, " n"],
-) -> Float[Array, "n d"]:
-    """Weighted squared difference of the points from their codewords."""
-    points, weights = normalize(points, weights, units)
-    errors = weights * jnp.square(points - codebook[codes])
-    return jnp.where(weights > 0, errors, 0.0)  # however far off the point
+) -> Float[Array, " n"]:
+    """Weighted squared distance of every point to its codeword; 0 without weight."""
+
+    def visit(state, x, w, code):
+        i, distances = state
+        x, w = normalize(x, w, units)
+        errors = jnp.where(w > 0, w * jnp.square(x - codebook[code]), 0.0)
+        distance = jnp.sum(errors, axis=1)
+        at = (i * distance.shape[0],)
+        return i + 1, jax.lax.dynamic_update_slice(distances, distance, at)
+
+    blank = 0, jnp.zeros(points.shape[:1], jnp.float32)
+    return _over_chunks(visit, blank, points, weights, codes)[1]
 
 
 def _reseed(
@@ -306,7 +336,7 @@ def _reseed(
     dead: Bool[Array, " k"],
 ) -> Float[Array, "k d"]:
     """Move dead codewords to the points that are worst served by their own."""
-    distances = jnp.sum(_errors(points, weights, units, codebook, codes), axis=1)
+    distances = _distances(points, weights, units, codebook, codes)
     distance, worst = jax.lax.top_k(distances, means.shape[0])
     candidates, _ = normalize(points[worst], weights[worst], units)
     rank = jnp.cumsum(dead) - 1  # the r-th dead codeword takes the r-th worst point
