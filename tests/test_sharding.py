@@ -52,6 +52,25 @@ def test_same_as_on_one_device(codec, spec, mesh, rng, key):
     chex.assert_trees_all_close(*gradients, rtol=1e-5)
 
 
+@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda codec: codec.describe())
+def test_encode_under_jit(codec, mesh, rng, key):
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))
+    jitted = jax.jit(lambda weight: ssvq.encode(codec, weight, key=key))(sharded)
+    np.testing.assert_allclose(
+        ssvq.decode(jitted), ssvq.decode(ssvq.encode(codec, weight, key=key)), rtol=1e-4
+    )
+
+
+def test_matmul(mesh, rng, key):
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    x = rng.normal(size=(4, 64)).astype(np.float32)
+    sharded = jax.device_put(weight, NamedSharding(mesh, P(None, "y")))
+    node = ssvq.finalize(ssvq.encode(ssvq.SSVQ(8, 8), sharded, key=key))
+    expected = x @ np.asarray(ssvq.decode(node))
+    np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):
     weight = rng.normal(size=(12, 6)).astype(np.float32)  # 3 blocks of 4 over 2 devices
     sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))

@@ -24,6 +24,10 @@ ITERATIONS = 10
 SIZES = ((2**20, 4, 64), (2**19, 8, 16), (2**19, 8, 256), (2**17, 8, 4096))
 QUICK_SIZES = ((2**10, 4, 8), (2**10, 8, 16))
 MOST_MEBIBYTES = 64
+REASON = (
+    "few codewords: a sixth of a pass is distances, the rest is the points' own: "
+    "reading, centring and transposing them, and adding them up"
+)
 
 
 def measure(options: Options) -> Iterator[Row]:
@@ -90,6 +94,7 @@ def _row(name: str, points: np.ndarray, codewords: int, options: Options) -> Row
         peer_name=peer,
         aim=1.5 if codewords <= 256 else 1.0,
         note="; ".join(notes),
+        reason=REASON if codewords <= 16 else "",
         details={
             "inertia_ratio": inertia,
             "mebibytes": mebibytes,

@@ -60,7 +60,7 @@ def _markdown(folder: pathlib.Path, rows: dict[str, list[Row]]) -> str:
     machines = {name: content["machine"] for name, content in _read(folder).items()}
     parts = [
         "# Benchmarks\n\nRatio: how many times better ours is than the peer; aim: the "
-        "ratio wanted. Medians, all candidates of a row timed in turn.\n"
+        "ratio wanted. Medians; ours and the peer are timed in turn.\n"
     ]
     for subject, measured in rows.items():
         described = ", ".join(f"{k} {v}" for k, v in machines[subject].items())

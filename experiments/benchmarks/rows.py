@@ -19,6 +19,7 @@ class Row:
       unit: Unit of both figures; "s" is seconds per call.
       aim: The ratio wanted, or `None`.
       note: What else was measured; other aims, each "met" or "missed".
+      reason: Why the aim is missed, as a profile shows; told only where it is.
       details: The note's numbers, and what plots need, by name.
       subject: The file that measures it; set when it runs.
       command: What measures it again; set when it runs.
@@ -31,6 +32,7 @@ class Row:
     unit: str = "s"
     aim: float | None = None
     note: str = ""
+    reason: str = ""
     details: dict[str, float] = dataclasses.field(default_factory=dict)
     subject: str = ""
     command: str = ""
@@ -60,7 +62,7 @@ class Row:
             "" if self.ratio is None else f"{self.ratio:.2f}",
             "" if self.aim is None else f"{self.aim:.2f}",
             verdict(not self.missed) if judged else "",
-            self.note,
+            "; ".join(filter(None, (self.note, self.reason if self.missed else ""))),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ssvq_jax.core.sharding import (
     fit_sharding,
     place,
     replicate,
+    replicated,
     sharding_of,
 )
 
@@ -75,14 +76,18 @@ def cluster(
     arrays = replicate(weight), None if importance is None else replicate(importance)
     xp: Any = jnp if traced else np
     # A program for every shape takes longer to compile than small weights to cut.
-    if traced or weight.size > _LARGE:
+    if traced or (weight.size > _LARGE and sharding_of(weight) is None):
         points, weights = _points(*arrays, block, axis, magnitudes)
     else:
         arrays = (None if x is None else np.asarray(x) for x in arrays)
         points, weights = map(jnp.asarray, _cut(*arrays, block, axis, magnitudes))
     codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
     codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
-    return codebook, place(jnp.asarray(codes), fit_sharding(sharding_of(weight), grid))
+    sharding = sharding_of(weight)
+    return (
+        place(codebook, replicated(sharding)),
+        place(jnp.asarray(codes), fit_sharding(sharding, grid)),
+    )
 
 
 def _cut(

@@ -145,8 +145,7 @@ class MVQWeight(Compressed):
         return {**shapes, "mask": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
     def values(self, dtype):
-        block = self.codec.block
-        kept = from_blocks(unpack_bits(self.mask, block), self.shape, self.axis)
+        kept = unpack_bits(self.mask, self.codec.block, self.shape, self.axis)
         values = shared.lookup(
             shared.codewords_as(self.codebook, self.scale, dtype),
             self.codes,

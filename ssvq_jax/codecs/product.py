@@ -31,12 +31,14 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     - few rows of `x`: for each group of inputs a table of its products with every
       codeword and every pattern of signs, which stays in cache, is gathered by code
       and sign bits. The weight is never decoded. For 16 codewords of 8 that is up to
-      4 rows where outputs are many, 2 where they are 1,024, 1 where they are 512; for
-      256 codewords of 8, up to 2;
+      4 rows where outputs are many, 1 where they are 1,024; for 256 codewords of 8,
+      up to 2;
     - more rows: the weight is decoded slab after slab of about 8 MiB, and each is
       multiplied while it is in cache. Weights below that size are decoded whole.
 
-    Any other weight, or backend, is decoded whole and multiplied.
+    Any other weight, or backend, is decoded whole and multiplied; so are latents in
+    training. Give rows as leading axes of `x`: of those under `jax.vmap` the choice
+    knows nothing.
 
     Args:
       x: `(..., in)`, floating.
@@ -71,7 +73,10 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     if x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"x: expected shape (..., {inputs}), got {x.shape}")
     compressed.check()
-    return _matmul(x, compressed, _form(math.prod(x.shape[:-1]), compressed))
+    form = _form(math.prod(x.shape[:-1]), compressed)
+    if jnp.float64 in (x.dtype, compressed.dtype):
+        form = "whole"  # the others add up in float32
+    return _matmul(x, compressed, form)
 
 
 def _form(rows: int, node: Any) -> Form:
@@ -84,7 +89,9 @@ def _form(rows: int, node: Any) -> Form:
     if any(sharding_of(jnp.asarray(leaf)) for leaf in leaves.values()):
         return "whole"
     width = _table_width(node)
-    if rows and width is not None:
+    if rows == 0:
+        return "whole"
+    if width is not None:
         outputs, block = node.shape[1], node.codec.block
         lookups = rows * math.ceil(block / width) * (outputs + _TABLE_COST)
         if lookups * _LOOKUP_COST <= block * outputs:
@@ -99,7 +106,7 @@ def _matmul(x: Array, node: Compressed, form: Form) -> Array:
         return jnp.matmul(x.astype(dtype), node.decode().astype(dtype))
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     product = _from_tables(rows, node) if form == "tables" else _by_slabs(rows, node)
-    return product.reshape(*x.shape[:-1], -1).astype(dtype)
+    return product.reshape(*x.shape[:-1], node.shape[1]).astype(dtype)
 
 
 def _by_slabs(x: Float[Array, "rows in"], node: Any) -> Float[Array, "rows out"]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from ssvq_jax.codecs import codebook as shared
 from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
 from ssvq_jax.core.bits import unpack_bits
-from ssvq_jax.core.blocks import from_blocks
 from ssvq_jax.core.signs import sign_ste, split_signs
 
 
@@ -154,8 +153,7 @@ class SSVQWeight(Compressed):
         )
         if self.latent is not None:
             return magnitude * sign_ste(self.latent)
-        signs = unpack_bits(self.signs, self.codec.block)
-        minus = from_blocks(signs, self.shape, self.axis)
+        minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
         return jnp.where(minus, -magnitude, magnitude)
 
     def finalize(self):

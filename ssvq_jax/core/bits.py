@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
@@ -31,10 +32,32 @@ def pack_bits(bits: Bool[Array, "*grid d"]) -> UInt8[Array, "*grid bytes"]:
 
 
 def unpack_bits(
-    packed: UInt8[Array, "*grid bytes"], length: int
-) -> Bool[Array, "*grid d"]:
-    """Inverse of `pack_bits`: the first `length` bits of the last axis."""
-    shifts = np.arange(8, dtype=np.uint8).reshape((1,) * packed.ndim + (8,))
-    bits = jnp.right_shift(packed[..., None], shifts) & np.uint8(1)
-    bits = bits.reshape(*packed.shape[:-1], packed.shape[-1] * 8)
-    return bits[..., :length] == 1
+    packed: UInt8[Array, "*grid bytes"], block: int, shape: tuple[int, ...], axis: int
+) -> Bool[Array, "*shape"]:
+    """The bits of packed blocks, each in the place of its weight; padding dropped.
+
+    Args:
+      packed: For a grid of blocks along `axis` (see `core.blocks`), the bits of every
+        block as `pack_bits` packs them.
+      block: Bits per block.
+      shape: Shape of the weight.
+      axis: Non-negative axis that was cut.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> packed = jnp.array([[5]], jnp.uint8)  # one block, in one row
+      >>> unpack_bits(packed, 4, (3,), 0).tolist()
+      [True, False, True]
+    """
+    packed = jnp.moveaxis(packed, -1, axis + 1)
+    if block > 8:  # a byte for every bit; else the only byte is broadcast
+        packed = jnp.repeat(packed, 8, axis=axis + 1)
+        packed = jax.lax.slice_in_dim(packed, 0, block, axis=axis + 1)
+    position = (1,) * (axis + 1) + (block,) + (1,) * (len(shape) - axis - 1)
+    shifts = (np.arange(block, dtype=np.uint8) % 8).reshape(position)
+    packed = jax.lax.slice_in_dim(
+        packed, 0, min(block, packed.shape[axis + 1]), axis=axis + 1
+    )
+    bits = jnp.right_shift(packed, shifts) & np.uint8(1)
+    bits = bits.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return jax.lax.slice_in_dim(bits, 0, shape[axis], axis=axis) == 1

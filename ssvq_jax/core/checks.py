@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -18,8 +19,8 @@ def require_finite(name: str, x: Array) -> None:
     """Raise `ValueError` if a concrete `x` holds NaN or infinite values."""
     if isinstance(x, Tracer):
         return
-    # With NumPy where it can be: a program for every shape takes long to compile.
-    xp: Any = np if x.is_fully_addressable else jnp
+    # On CPUs with NumPy: a program for every shape takes longer to compile.
+    xp: Any = np if _is_on_host(x) else jnp
     values = xp.asarray(x)
     with np.errstate(all="ignore"):
         if xp.isfinite(xp.sum(values, dtype=xp.float32)):
@@ -30,6 +31,12 @@ def require_finite(name: str, x: Array) -> None:
         raise ValueError(
             f"{name}: expected finite values, got {bad} NaN or infinite of {x.size}"
         )
+
+
+def _is_on_host(x: Any) -> bool:
+    if not isinstance(x, jax.Array):
+        return True
+    return x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
 
 
 def require_nonnegative(name: str, x: Array) -> None:

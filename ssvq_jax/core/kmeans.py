@@ -197,7 +197,8 @@ def _seed(
         return codebook.at[j].set(draw(j, nearest)), nearest
 
     first = draw(0, jnp.sum(weights, axis=1))
-    codebook = jnp.zeros((codewords, points.shape[1]), jnp.float32).at[0].set(first)
-    unreached = jnp.full(points.shape[:1], jnp.inf, jnp.float32)
+    codebook = jnp.zeros_like(points, shape=(codewords, points.shape[1]))
+    codebook = codebook.at[0].set(first)
+    unreached = jnp.full_like(points[:, 0], jnp.inf)
     codebook, _ = jax.lax.fori_loop(1, codewords, add, (codebook, unreached))
     return (codebook + units.mean) * units.scale

@@ -26,6 +26,7 @@ _SMALL_CHUNK = 8192
 _SCORES = 1 << 25
 _UNROLLED_OPERATIONS = 384
 _MAX_UNROLLED_COORDINATES = 256
+_FAR = 2.0**50
 _EXACT = jax.lax.Precision.HIGHEST
 
 Form = Literal["unrolled", "product"]
@@ -104,7 +105,7 @@ def _iterate(
         return step + 1, changed, updated, codes
 
     start = start * (1 / units.scale) - units.mean
-    state = (0, True, start, jnp.zeros(points.shape[:1], jnp.int32))
+    state = (0, True, start, jnp.zeros_like(points[:, 0], jnp.int32))
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
 
     distances = _distances(points, weights, units, codebook, codes)
@@ -141,17 +142,14 @@ def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Uni
     def enlarge(largest, x, w):
         return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
 
-    zero = jnp.zeros((), jnp.float32)
+    zero = jnp.zeros_like(points[0, 0])
     scale = _power_of_two(_over_chunks(enlarge, zero, points, weights))
 
     def add(sums, x, w):
-        w = w * (1 / weight)
-        return sums[0] + _sum_rows(w), sums[1] + _sum_rows(x * (1 / scale) * w)
+        x, w = _scale(x, scale), w * (1 / weight)
+        return sums[0] + _sum_rows(w), sums[1] + _sum_rows(x * w)
 
-    blank = (
-        jnp.zeros((1, weights.shape[1]), jnp.float32),
-        jnp.zeros((1, points.shape[1]), jnp.float32),
-    )
+    blank = jnp.zeros_like(weights[:1]), jnp.zeros_like(points[:1])
     mass, mean = _over_chunks(add, blank, points, weights)
     mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
     return Units(scale, mean, weight)
@@ -181,11 +179,16 @@ def normalize(
     points: Float[Array, "n d"], weights: Float[Array, "n q"], units: Units
 ) -> tuple[Float[Array, "n d"], Float[Array, "n q"]]:
     """Centred points and weights of about 1; coordinates of weight 0 become 0."""
-    points = points * (1 / units.scale) - units.mean
+    points = _scale(points, units.scale) - units.mean
     weights = weights * (1 / units.weight)
     if weights.shape == points.shape:
         points = jnp.where(weights > 0, points, 0.0)
     return points, weights
+
+
+def _scale(points: Float[Array, "n d"], scale: Float[Array, ""]) -> Float[Array, "n d"]:
+    """Points in units of `scale`; those without weight may be far off, not infinite."""
+    return jnp.clip(points * (1 / scale), -_FAR, _FAR)
 
 
 def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
@@ -211,7 +214,7 @@ def _visit(
     does not change which codeword is the nearest and is left out.
     """
     codewords, dim = codebook.shape
-    half_squares = jnp.square(codebook) / 2
+    half_squares = jnp.minimum(jnp.square(codebook) / 2, _FAR**2)
     if weights.shape[1] == 1:
         outputs, bias = codebook, -jnp.sum(half_squares, axis=1)
     else:
@@ -232,8 +235,8 @@ def _visit(
         codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
         return codes, sums + jnp.concatenate(parts, axis=1)
 
-    sums = jnp.zeros((codewords, dim + weights.shape[1]), jnp.float32)
-    blank = jnp.zeros(points.shape[:1], jnp.int32), sums
+    sums = jnp.zeros_like(codebook, shape=(codewords, dim + weights.shape[1]))
+    blank = jnp.zeros_like(points[:, 0], jnp.int32), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
 
 
@@ -289,7 +292,7 @@ def _nearest_unrolled(
         return jax.lax.complex(best, code)
 
     state = jax.lax.complex(
-        jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.float32)
+        jnp.full_like(columns[0], -jnp.inf), jnp.zeros_like(columns[0])
     )
     state = jax.lax.fori_loop(0, (codewords + padding) // tile, visit, state)
     return jnp.imag(state).astype(jnp.int32)
@@ -322,7 +325,7 @@ def _distances(
         at = (i * distance.shape[0],)
         return i + 1, jax.lax.dynamic_update_slice(distances, distance, at)
 
-    blank = 0, jnp.zeros(points.shape[:1], jnp.float32)
+    blank = 0, jnp.zeros_like(points[:, 0])
     return _over_chunks(visit, blank, points, weights, codes)[1]
 
 

@@ -20,9 +20,12 @@ def take_codewords(
     The gradient of the codebook is a sum over the blocks of every code. On CPUs it is
     the scatter that autodiff makes of the gather, which XLA vectorises over `d`. On
     accelerators, where a scatter into few rows waits for itself and adds in no fixed
-    order, it is a product with the one-hot matrix of the codes.
+    order, it is a product with the one-hot matrix of the codes,
+    which `jax.jvp` does not go through.
     """
-    if jax.default_backend() == "cpu" or not jnp.issubdtype(codebook.dtype, "floating"):
+    if jax.default_backend() == "cpu" or not jnp.issubdtype(
+        codebook.dtype, jnp.floating
+    ):
         return _take(codebook, codes)
     return _take_with_product(codebook, codes)
 

@@ -52,10 +52,12 @@ def place(x: Array, sharding: NamedSharding | None) -> Array:
 
 def replicate(x: Array) -> Array:
     """`x` whole on every device, so that a computation is that of one device."""
-    sharding = sharding_of(x)
-    if sharding is None:
-        return x
-    return place(x, NamedSharding(sharding.mesh, PartitionSpec()))
+    return place(x, replicated(sharding_of(x)))
+
+
+def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of what is whole on every device of the same mesh."""
+    return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def compiler_sharded(

@@ -50,12 +50,12 @@ def test_slabs_with_a_rest(rng, key, monkeypatch):
 def test_few_rows_use_tables_and_many_slabs(rng, key):
     node = _node(ssvq.SSVQ(16, 8), (1024, 4096), rng, key)
     forms = [product._form(rows, node) for rows in (0, 1, 3, 16)]
-    assert forms == ["slabs", "tables", "tables", "slabs"]
+    assert forms == ["whole", "tables", "tables", "slabs"]
     small = _node(ssvq.SSVQ(16, 8), (64, 64), rng, key)
     assert product._form(1, small) == "whole"
     training = ssvq.encode(ssvq.SSVQ(16, 8), jnp.ones((1024, 4096)), key=key)
     assert product._form(1, training) == "whole"
-    for rows in (1, 16):
+    for rows in (0, 1, 16):
         x = jnp.asarray(rng.normal(size=(rows, 1024)), jnp.float32)
         expected = x @ ssvq.decode(node)
         np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-3, atol=1e-3)
@@ -91,6 +91,22 @@ def test_gradient_of_x(form, rng, key):
     upstream = jnp.asarray(rng.normal(size=(2, 40)), jnp.float32)
     gradient = jax.grad(lambda x: jnp.sum(product._matmul(x, node, form) * upstream))(x)
     np.testing.assert_allclose(gradient, upstream @ ssvq.decode(node).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["tables", "slabs", "whole"])
+def test_gradient_of_the_codebook(form, rng, key):
+    codec = ssvq.SSVQ(8, 4, learn_signs=False)
+    weight = jnp.asarray(rng.normal(size=(24, 40)), jnp.float32)
+    node = ssvq.encode(codec, weight, key=key)
+    x = jnp.asarray(rng.normal(size=(2, 24)), jnp.float32)
+    trainable, static = ssvq.partition(node)
+
+    def loss(product):
+        return lambda part: jnp.sum(jnp.square(product(ssvq.combine(part, static))))
+
+    expected = jax.grad(loss(lambda node: x @ ssvq.decode(node)))(trainable)
+    gradient = jax.grad(loss(lambda node: product._matmul(x, node, form)))(trainable)
+    np.testing.assert_allclose(gradient.codebook, expected.codebook, rtol=1e-3)
 
 
 def test_other_weights_are_decoded(rng, key):

@@ -45,9 +45,17 @@ def test_blocks_against_the_reference_and_back(data):
     np.testing.assert_array_equal(valid, expected > 0)
 
 
-@given(st.integers(0, 3), st.integers(1, 19), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 3), st.integers(1, 19), st.integers(0, 2**32 - 1))
 def test_bits_round_trip_lowest_first(rows, length, seed):
     bits = np.random.default_rng(seed).random((rows, length)) < 0.5
     packed = pack_bits(jnp.asarray(bits))
     np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little"))
-    np.testing.assert_array_equal(unpack_bits(packed, length), bits)
+    np.testing.assert_array_equal(unpack_bits(packed, length, (rows, length), 1), bits)
+
+
+@pytest.mark.parametrize("block", [1, 3, 8, 11, 16])
+@pytest.mark.parametrize(("shape", "axis"), [((37,), 0), ((37, 3), 0), ((2, 37, 3), 1)])
+def test_bits_come_back_to_their_places(shape, axis, block, rng):
+    bits = jnp.asarray(rng.random(shape) < 0.5)
+    packed = pack_bits(to_blocks(bits, block, axis))
+    np.testing.assert_array_equal(unpack_bits(packed, block, shape, axis), bits)

@@ -124,6 +124,22 @@ def test_far_points_without_weight_do_not_spoil_the_inertia(key):
     chex.assert_tree_all_finite((codebook, inertia))
 
 
+@pytest.mark.parametrize("far", [1e19, 3.4e38])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_points_without_weight_may_be_as_far_as_can_be(far, columns, key):
+    points = np.linspace(0.01, 0.05, 15, dtype=np.float32).reshape(5, 3)
+    importance = np.ones((5, columns), np.float32)
+    importance[2] = 0
+    disturbed = points.copy()
+    disturbed[2] = far
+    importance = importance.squeeze()
+    plain = fit_codebook(points, 2, key=key, importance=importance)
+    result = fit_codebook(disturbed, 2, key=key, importance=importance)
+    chex.assert_tree_all_finite((result[0], result[2]))
+    np.testing.assert_allclose(result[0], plain[0], rtol=1e-4)
+    np.testing.assert_allclose(result[2], plain[2], rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["normal", "laplace"])
 def test_default_iterations_reach_what_scikit_learn_reaches(kind, rng, key):
     points = np.abs(getattr(rng, kind)(size=(2000, 8))).astype(np.float32)

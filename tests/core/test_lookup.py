@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ssvq_jax as ssvq
 from ssvq_jax.core import lookup
 
 
@@ -39,3 +40,22 @@ def test_gradient_of_the_codebook_is_the_sum_over_its_blocks(take, rng):
     expected = np.zeros((5, 3))
     np.add.at(expected, np.asarray(codes).ravel(), upstream.reshape(-1, 3))
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_decode_as_on_an_accelerator(dtype, rng, key, monkeypatch):
+    weight = jnp.asarray(rng.normal(size=(24, 10)), jnp.float32)
+    training = ssvq.encode(ssvq.SSVQ(4, 4, codebook_dtype=dtype), weight, key=key)
+
+    def decoded(node, codebook):
+        return type(node).values(node.replace(codebook=codebook), jnp.dtype("float32"))
+
+    for node in (training, ssvq.finalize(training)):
+        expected = decoded(node, node.codebook)
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        np.testing.assert_array_equal(decoded(node, node.codebook), expected)
+        monkeypatch.undo()
+    gradient = jax.grad(lambda c: jnp.sum(decoded(training, c) ** 2))
+    expected = gradient(training.codebook)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_allclose(gradient(training.codebook), expected, rtol=1e-5)

@@ -167,6 +167,15 @@ def test_integers_times_their_scale_are_the_weight(codec, rng, key):
     )
 
 
+def test_finalize_on_the_host(rng, key):
+    for codec in (ssvq.SSVQ(8, 4), ssvq.Uniform(2)):
+        weight = jnp.asarray(rng.normal(size=(32, 8)), jnp.float32)
+        node = ssvq.encode(codec, weight, key=key)
+        chex.assert_trees_all_equal(
+            ssvq.finalize(jax.device_get(node)), ssvq.finalize(node)
+        )
+
+
 def test_decode_to_an_unknown_dtype(key):
     node = ssvq.encode(ssvq.SSVQ(2, 4), jnp.ones((8, 8)), key=key)
     with pytest.raises(ValueError, match="dtype: expected one of .*, got int32"):
