@@ -23,11 +23,10 @@ def take_codewords(
     order, it is a product with the one-hot matrix of the codes,
     which `jax.jvp` does not go through.
     """
-    if jax.default_backend() == "cpu" or not jnp.issubdtype(
-        codebook.dtype, jnp.floating
-    ):
-        return _take(codebook, codes)
-    return _take_with_product(codebook, codes)
+    is_floating = jnp.issubdtype(codebook.dtype, jnp.floating)
+    if is_floating and jax.default_backend() != "cpu":
+        return _take_with_product(codebook, codes)
+    return _take(codebook, codes)
 
 
 def _take(codebook: Array, codes: Array) -> Array:

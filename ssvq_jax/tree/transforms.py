@@ -56,7 +56,9 @@ def finalize(tree: Any) -> Any:
     Raises:
       ValueError: A codebook that is not finite or overflows its dtype, with its path.
     """
-    return _map_compressed(lambda node: node.finalize(), tree)
+    return _map_compressed(
+        lambda node: jax.tree.map(jnp.asarray, node).finalize(), tree
+    )
 
 
 def partition(tree: Any) -> tuple[Any, Any]:

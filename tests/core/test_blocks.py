@@ -50,7 +50,9 @@ def test_bits_round_trip_lowest_first(rows, length, seed):
     bits = np.random.default_rng(seed).random((rows, length)) < 0.5
     packed = pack_bits(jnp.asarray(bits))
     np.testing.assert_array_equal(packed, np.packbits(bits, axis=-1, bitorder="little"))
-    np.testing.assert_array_equal(unpack_bits(packed, length, (rows, length), 1), bits)
+    np.testing.assert_array_equal(
+        unpack_bits(packed[:, None], length, bits.shape, 1), bits
+    )
 
 
 @pytest.mark.parametrize("block", [1, 3, 8, 11, 16])
