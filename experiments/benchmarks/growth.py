@@ -33,7 +33,7 @@ TENSOR = (1024, 4096)
 SMALL_TENSOR = (256, 4096)
 SMALLEST = 10**6
 COMPILING = 2  # numbers of weights so small that compiling takes longer
-MOST_GROWTH = 1.1
+MOST_GROWTH = 1.5  # of the peak: what the allocator keeps varies
 QUICK_LARGEST = 4 * 10**6
 DEPTHS = (3, 6, 12, 24)
 METHODS = (
@@ -107,13 +107,17 @@ def _encode(weight: jax.Array, key: jax.Array) -> Any:
 
 
 def _memory_note(streams: list[_Stream]) -> str:
-    """The peak, judged against that of fewer tensors of the same shape."""
+    """The peak, judged against that of the fewest tensors once all is compiled."""
     note = f"{streams[-1].mebibytes:.0f} MiB at the peak of encoding and decoding"
-    if len(streams) < 3:
+    if len(streams) <= COMPILING + 1:
         return note
-    growth = streams[-1].mebibytes / streams[-2].mebibytes
+    first = streams[COMPILING]
+    growth = streams[-1].mebibytes / first.mebibytes
     met = verdict(growth <= MOST_GROWTH)
-    return f"{note}, {growth:.2f} times that of fewer weights ({met}: {MOST_GROWTH})"
+    return (
+        f"{note}, {growth:.2f} times that of {first.weights:,} weights ({met}: at most "
+        f"{MOST_GROWTH:g})"
+    )
 
 
 def _totals(largest: float) -> list[int]:
