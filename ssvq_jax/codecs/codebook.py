@@ -81,9 +81,15 @@ def cluster(
     else:
         arrays = (None if x is None else np.asarray(x) for x in arrays)
         points, weights = map(jnp.asarray, _cut(*arrays, block, axis, magnitudes))
-    codebook, codes, _ = fit_padded(points, weights, blocks, codewords, key=key)
-    codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
+
+    def fit(points, weights):
+        return fit_padded(points, weights, blocks, codewords, key=key)[:2]
+
     sharding = sharding_of(weight)
+    if traced:
+        fit = compiler_sharded(fit, replicated(sharding))
+    codebook, codes = fit(points, weights)
+    codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
     return (
         place(codebook, replicated(sharding)),
         place(jnp.asarray(codes), fit_sharding(sharding, grid)),

@@ -61,12 +61,12 @@ def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
 
 
 def compiler_sharded(
-    function: Callable[..., Array], sharding: NamedSharding | None
-) -> Callable[..., Array]:
+    function: Callable[..., Any], sharding: NamedSharding | None
+) -> Callable[..., Any]:
     """`function` with its inner shardings left to the compiler.
 
     Args:
-      function: Returns one array.
+      function: Returns an array, or several that are sharded alike.
       sharding: The sharding of its result, `None` where nothing is sharded.
     """
     if sharding is None or not _is_explicit(sharding):
