@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssvq_jax.core.lookup import sum_by_code
 
-CHUNK = 32768
-_SMALL_CHUNK = 8192
-_SCORES = 1 << 25
-_UNROLLED_OPERATIONS = 384
+CHUNK = 32768  # points; a few MiB, for the second-level cache
+_SMALL_CHUNK = 8192  # where there is one chunk, and for passes beside the iterations
+_SCORES = 1 << 25  # of a chunk in the product form, 128 MiB
+_UNROLLED_OPERATIONS = 384  # per tile, about; more take long to compile
 _MAX_UNROLLED_COORDINATES = 256
-_FAR = 2.0**50
+_FAR = 2.0**50  # its square, summed over coordinates, is finite
 _EXACT = jax.lax.Precision.HIGHEST
 
 Form = Literal["unrolled", "product"]
