@@ -73,14 +73,14 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     if x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"x: expected shape (..., {inputs}), got {x.shape}")
     compressed.check()
-    form = _form(math.prod(x.shape[:-1]), compressed)
-    if jnp.float64 in (x.dtype, compressed.dtype):
-        form = "whole"  # the others add up in float32
+    form = _form(math.prod(x.shape[:-1]), compressed, x.dtype)
     return _matmul(x, compressed, form)
 
 
-def _form(rows: int, node: Any) -> Form:
-    """The one place that chooses how a product is computed."""
+def _form(rows: int, node: Any, dtype: Any = jnp.float32) -> Form:
+    """The one place that chooses how a product with rows of `dtype` is computed."""
+    if jnp.float64 in (dtype, node.dtype):
+        return "whole"  # the others add up in float32
     if jax.default_backend() != "cpu" or node.axis != 0 or node.bit_factors is None:
         return "whole"
     leaves = node.leaves()

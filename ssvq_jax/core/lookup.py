@@ -20,8 +20,8 @@ def take_codewords(
     The gradient of the codebook is a sum over the blocks of every code. On CPUs it is
     the scatter that autodiff makes of the gather, which XLA vectorises over `d`. On
     accelerators, where a scatter into few rows waits for itself and adds in no fixed
-    order, it is a product with the one-hot matrix of the codes,
-    which `jax.jvp` does not go through.
+    order, it is a product with the one-hot matrix of the codes, which `jax.jvp` does
+    not go through.
     """
     is_floating = jnp.issubdtype(codebook.dtype, jnp.floating)
     if is_floating and jax.default_backend() != "cpu":
