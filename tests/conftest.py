@@ -11,6 +11,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+# Needs atheris, and is run by hand.
+collect_ignore = ["export/fuzz_atheris.py"]
+
 # Every new shape compiles: few examples, and no deadline for the first of them.
 settings.register_profile("compiling", deadline=None, max_examples=30)
 settings.load_profile("compiling")

@@ -1,46 +1,43 @@
 """`save` and `load`: the packed file. The format itself is described in FORMAT.md."""
 
-import contextlib
-import dataclasses
 import hashlib
-import json
 import os
-import pathlib
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
+from jaxtyping import UInt8
 
-from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Compressed, Uniform, is_compressed
-from ssvq_jax.codecs.protocol import WEIGHT_DTYPES, Field
+from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.codecs.protocol import Field
+from ssvq_jax.export.container import (
+    DTYPES,
+    NAMES,
+    Container,
+    Tensor,
+    header_bytes,
+    replacing,
+)
+from ssvq_jax.export.description import Description, Entry
 from ssvq_jax.export.error import FormatError
 from ssvq_jax.export.packing import pack_integers, unpack_integers
-from ssvq_jax.export.structure import describe, rebuild
+from ssvq_jax.export.structure import build_tree, name_leaves
 from ssvq_jax.tree import finalize
 
-VERSION = 1
-_CODECS: dict[str, type[Codec]] = {
-    codec.__name__: codec for codec in (SSVQ, VQ, Uniform, MVQ)
-}
-_PLAIN_DTYPES = "BOOL I8 U8 I16 U16 I32 U32 I64 U64 F16 BF16 F32 F64".split()
+_KEY = "ssvq_jax"
+_HASHES = "ssvq_jax.hashes"
+_HASH_BYTES = 8
 # What malformed content raises on the way through checks and constructors.
 _REFUSALS = (
-    FormatError,
-    SafetensorError,
     ArithmeticError,
-    KeyError,
+    LookupError,
     MemoryError,
     RecursionError,
     TypeError,
     ValueError,
 )
-_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-_DTYPES = (*WEIGHT_DTYPES, *_INTEGERS, "bool")
 
 
 def save(
@@ -48,22 +45,27 @@ def save(
     tree: Any,
     *,
     metadata: Mapping[str, Any] | None = None,
+    alignment: int = 1,
 ) -> None:
     """Write the packed file of `finalize(tree)`.
 
-    The file is written beside its place and then renamed into it: a crash leaves the
-    old file, or none.
+    One parameter at a time is finalized, packed and written, beside the file's place;
+    when all of it is on disk it is renamed. A crash leaves the old file, or none.
 
     Args:
       path: Name of the file; `*.ssvq.safetensors` by convention. Its directory exists.
       tree: Pytree of arrays and `Compressed` nodes. Dicts, lists, tuples and `None`
-        come back from `load` as they are, other containers as dicts.
-      metadata: JSON-serialisable values to keep with the file, for `read_metadata`.
+        come back from `load` as they are, other containers as dicts. NumPy memory maps
+        are read one by one.
+      metadata: JSON-serialisable values to keep with the file.
+      alignment: Every compressed parameter starts at a multiple of this many bytes, a
+        power of two: the burst of a device's memory, for example.
 
     Raises:
       OSError: A directory that is missing or cannot be written.
       TypeError: A leaf that is no array of numbers; metadata that is not JSON.
-      ValueError: What `finalize` raises; two parameters of one path.
+      ValueError: What `finalize` raises; a key that is empty or not printable; an
+        alignment that is no power of two below 2^20.
 
     Example:
       >>> import jax, pathlib, tempfile, ssvq_jax as ssvq
@@ -76,55 +78,47 @@ def save(
       ...     == ssvq.decode(ssvq.finalize(compressed))["kernel"]).all())
       True
     """
-    path = pathlib.Path(os.path.realpath(path))
-    tensors: dict[str, np.ndarray] = {}
-    codecs: list[Codec] = []
-
-    def leaf(name: str, value: Any) -> dict[str, Any]:
-        if name in tensors:
-            raise ValueError(f"{name}: two parameters of this path")
-        if name == "__metadata__":
-            raise ValueError(f"{name}: safetensors keeps this name for itself")
-        if not is_compressed(value):
-            tensors[name] = _as_array(name, value)
-            return {"hash": _hash(tensors[name])}
-        tensors[name] = _pack(name, value)
-        if value.codec not in codecs:
-            codecs.append(value.codec)
-        return {
-            "codec": codecs.index(value.codec),
-            "shape": list(value.shape),
-            "dtype": jnp.dtype(value.dtype).name,
-            "axis": value.axis,
-            "hash": _hash(tensors[name]),
-        }
-
-    described = describe(finalize(tree), leaf)
-    spec = {
-        "version": VERSION,
-        "codecs": [_codec_json(codec) for codec in codecs],
-        "tree": described,
-        "metadata": dict(metadata or {}),
+    if alignment.bit_count() != 1 or not 0 < alignment < 1 << 20:
+        raise ValueError(f"alignment: expected a power of two, got {alignment}")
+    leaves, containers = name_leaves(tree)
+    for name in ("__metadata__", _HASHES):
+        if name in leaves:
+            raise ValueError(f"{name}: the file keeps this name for itself")
+    nodes = {name: leaf for name, leaf in leaves.items() if is_compressed(leaf)}
+    plain = {name: _plain_tensor(name, leaves[name]) for name in leaves.keys() - nodes}
+    plain = {name: plain[name] for name in leaves if name in plain}
+    plain = dict(sorted(plain.items(), key=lambda item: -_itemsize(item[1])))
+    entries = {name: _entry(name, node) for name, node in nodes.items()}
+    description = Description(
+        list(entries.values()), containers, dict(metadata or {}), alignment
+    )
+    hashes = _HASH_BYTES * (1 + len(leaves))
+    before = sum(tensor.nbytes for tensor in plain.values())
+    hashes += -(before + hashes) % alignment
+    sizes = {name: entry.nbytes for name, entry in entries.items()}
+    tensors = {
+        **plain,
+        _HASHES: Tensor("U8", (hashes,)),
+        **{n: Tensor("U8", (size + -size % alignment,)) for n, size in sizes.items()},
     }
-    text = json.dumps(spec, separators=(",", ":"), allow_nan=False)
-    header = {"ssvq_jax": f"{_hash_bytes(text.encode())} {text}"}
-    data = serialize(tensors, metadata=header)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = f"cannot write the packed file: {error.strerror}"
-        raise type(error)(error.errno, reason, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    header = header_bytes(tensors, {_KEY: description.to_json()}, max(8, alignment))
+    digests = [_hash(header)]
+
+    with replacing(path) as file:
+        file.write(header)
+        for name in plain:
+            digests.append(_write(file, _as_array(name, leaves[name])))
+        place = file.tell()
+        file.write(bytes(hashes))
+        for name, node in nodes.items():
+            packed = _pack(name, node)
+            fill = tensors[name].nbytes - packed.size
+            digests.append(_write(file, np.pad(packed, (0, fill))))
+        file.seek(place)
+        file.write(b"".join(digests))
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], *, lazy: bool = False) -> Any:
     """Read a packed file: `decode(load(path))` equals `decode(finalize(tree))`.
 
     Everything is checked before it is used: structure, sizes, a hash of every tensor,
@@ -132,130 +126,141 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Args:
       path: A file that `save` wrote.
+      lazy: Read the header only, and every parameter when it is asked for.
 
     Returns:
-      The finalized tree: dicts, lists and tuples of `Compressed` nodes and arrays.
+      The finalized tree: dicts, lists and tuples of `Compressed` nodes and arrays. With
+      `lazy`, a `PackedFile`, which maps the names of the parameters to them.
 
     Raises:
       OSError: A file that is missing or cannot be read.
       FormatError: A file that is truncated, altered, or none of ours; the message
         names the file and the parameter.
     """
-    with _reading(path) as file:
-        spec = _read_spec(file)
-        codecs = [_codec(entry) for entry in _expect(spec, "codecs", list)]
-        unread = set(file.keys())
-
-        def leaf(name: str, entry: Any) -> Any:
-            if name not in unread:
-                raise FormatError(f"{name}: no tensor of this name")
-            unread.remove(name)
-            try:
-                return _read_leaf(file, name, entry, codecs)
-            except _REFUSALS as error:
-                raise FormatError(f"{name}: {error}") from error
-
-        if "tree" not in spec:
-            raise FormatError("tree: expected the description of a tree")
-        tree = rebuild(spec["tree"], leaf)
-        if unread:
-            raise FormatError(f"{min(unread)}: tensor that no parameter describes")
-        return tree
+    file = PackedFile(path)
+    return file if lazy else file.tree()
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata that `save` was given, without reading any tensor.
+class PackedFile(Mapping[str, Any]):
+    """An open packed file: its parameters by name, each read when it is asked for.
+
+    Opening it reads the header. A parameter's bytes are mapped, checked against their
+    hash and unpacked anew every time; no other parameter's are touched.
+
+    Attributes:
+      path: The file's name, as text.
+      metadata: What `save` was given.
+      entries: Codec, dtype, axis and shape of the compressed parameters, by name.
+      tensors: Dtype, shape and place of all stored tensors, by name.
 
     Raises:
-      OSError, FormatError: As `load`.
+      OSError, FormatError: As `load`; on access too.
     """
-    with _reading(path) as file:
-        return _expect(_read_spec(file), "metadata", dict)
-
-
-class _reading:
-    """An open safetensors file whose errors name it."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
+        with self._naming():
+            self._container = Container(self.path)
+            self.tensors = self._container.tensors
+            header = self._container.metadata.get(_KEY)
+            if not isinstance(header, str) or _HASHES not in self.tensors:
+                raise FormatError("not written by ssvq_jax: its description is missing")
+            names = list(self.tensors)
+            payloads = names[names.index(_HASHES) + 1 :]
+            self._names = [name for name in names if name != _HASHES]
+            self._digests = self._read_digests()
+            description = Description.from_json(header, payloads)
+            self.metadata = description.metadata
+            self.entries = dict(zip(payloads, description.entries, strict=True))
+            self._containers = description.containers
+            for name, entry in self.entries.items():
+                size = entry.nbytes + -entry.nbytes % description.alignment
+                tensor = self.tensors[name]
+                if (tensor.dtype, tensor.shape) != ("U8", (size,)):
+                    raise FormatError(
+                        f"{name}: expected {size} bytes, got {tensor.dtype} "
+                        f"{list(tensor.shape)}"
+                    )
+                if tensor.start % description.alignment:
+                    raise FormatError(f"{name}: not aligned")
+            build_tree(dict.fromkeys(self._names), self._containers)
 
-    def __enter__(self) -> Any:
-        try:
-            self.file = safe_open(self.path, "np")
-        except SafetensorError as error:
-            raise FormatError(f"{self.path}: no safetensors file: {error}") from error
-        return self.file.__enter__()
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._digests:
+            raise KeyError(name)
+        with self._naming(name):
+            data = self._container.bytes_of(name)
+            if _hash(data) != self._digests[name]:
+                raise FormatError("the values do not match their hash")
+            if name in self.entries:
+                return _unpack(self.entries[name], data)
+            array = self._container.array(name)
+            if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+                raise FormatError("expected booleans of 0 and 1")
+            # JAX would narrow 64 bits where they are not enabled.
+            return array if array.dtype.itemsize == 8 else jnp.asarray(array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def tree(self) -> Any:
+        """All parameters, in the containers that were saved."""
+        leaves = {name: self[name] for name in self}
+        return build_tree(leaves, self._containers)
+
+    def _read_digests(self) -> dict[str, bytes]:
+        """The hashes of all parameters by name; the header's is checked."""
+        tensor = self.tensors[_HASHES]
+        data = self._container.bytes_of(_HASHES).tobytes()
+        size = _HASH_BYTES * (1 + len(self._names))
+        if tensor.dtype != "U8" or len(tensor.shape) != 1 or len(data) < size:
+            raise FormatError(f"{_HASHES}: expected {size} bytes")
+        if any(data[size:]):
+            raise FormatError(f"{_HASHES}: expected zeros after {size} bytes")
+        digests = [data[i : i + _HASH_BYTES] for i in range(0, size, _HASH_BYTES)]
+        if _hash(self._container.header) != digests[0]:
+            raise FormatError("the header does not match its hash")
+        return dict(zip(self._names, digests[1:], strict=True))
+
+    def _naming(self, name: str = "") -> "_naming":
+        return _naming(": ".join(filter(None, (self.path, name))))
+
+
+class _naming:
+    """Turns what malformed content raises into a `FormatError` that names it."""
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, kind, error, traceback):
-        self.file.__exit__(kind, error, traceback)
         if isinstance(error, _REFUSALS):
-            raise FormatError(f"{self.path}: {error}") from error
+            raise FormatError(f"{self.prefix}: {error}") from error
 
 
-def _read_spec(file: Any) -> dict[str, Any]:
-    header = file.metadata() or {}
-    if "ssvq_jax" not in header:
-        raise FormatError("not written by ssvq_jax: its description is missing")
-    digest, _, text = header["ssvq_jax"].partition(" ")
-    if digest != _hash_bytes(text.encode()):
-        raise FormatError("the description does not match its hash")
+def _entry(name: str, node: Compressed) -> Entry:
     try:
-        spec = json.loads(text)
+        node.check()
+        dtype = jnp.dtype(node.dtype).name
+        entry = Entry(node.codec, dtype, node.axis, tuple(node.shape))
+        entry.check()
+        return entry
     except ValueError as error:
-        raise FormatError(f"the description is no JSON: {error}") from error
-    version = spec.get("version") if isinstance(spec, dict) else None
-    if type(version) is not int or version != VERSION:
-        found = spec.get("version") if isinstance(spec, dict) else spec
-        raise FormatError(f"version: expected {VERSION}, got {found!r}")
-    return spec
+        raise ValueError(f"{name}: {error}" if name else str(error)) from error
 
 
-def _read_leaf(file: Any, name: str, entry: Any, codecs: list[Codec]) -> Any:
-    tensor = file.get_slice(name)
-    if "codec" not in entry:
-        if tensor.get_dtype() not in _PLAIN_DTYPES:
-            raise FormatError(f"dtype: {tensor.get_dtype()} is not supported")
-        array = file.get_tensor(name)
-        if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
-            raise FormatError("expected booleans of 0 and 1")
-        if _hash(array) != entry["hash"]:
-            raise FormatError("the values do not match their hash")
-        # JAX would narrow 64 bits where they are not enabled.
-        return array if array.dtype.itemsize == 8 else jnp.asarray(array)
-
-    codec = codecs[_integer("codec", entry["codec"], len(codecs))]
-    shape = tuple(_integer("shape", n) for n in entry["shape"])
-    if not shape or 0 in shape:
-        raise FormatError(f"shape: expected at least one axis, none empty, got {shape}")
-    axis = _integer("axis", entry["axis"], len(shape))
-    if entry["dtype"] not in WEIGHT_DTYPES:
-        raise FormatError(f"dtype: expected a floating one, got {entry['dtype']!r}")
-    fields = codec.fields(shape, axis)
-    size = sum(field.nbytes for field in fields)
-    if tensor.get_dtype() != "U8" or tensor.get_shape() != [size]:
-        raise FormatError(
-            f"expected {size} bytes, got {tensor.get_dtype()} {tensor.get_shape()}"
-        )
-    payload = file.get_tensor(name)
-    if _hash(payload) != entry["hash"]:
-        raise FormatError("the values do not match their hash")
-    stored, start = {}, 0
-    for field in fields:
-        stored[field.name] = _unpack(field, payload[start : start + field.nbytes])
-        start += field.nbytes
-    return codec.restore(shape, jnp.dtype(entry["dtype"]), axis, stored)
-
-
-def _pack(name: str, node: Compressed) -> np.ndarray:
+def _pack(name: str, node: Compressed) -> UInt8[np.ndarray, " bytes"]:
+    """The payload of a node: the fields of its inference form one after the other."""
+    node = finalize({name: node})[name]
     stored = node.stored()
     parts = []
     for field in node.codec.fields(node.shape, node.axis):
         values = stored[field.name]
-        if values.size != field.count:
-            raise ValueError(
-                f"{name}: {field.name}: expected {field.count} values, got "
-                f"{values.size}; save the layers of a stack one by one"
-            )
         if field.dtype is None:
             parts.append(pack_integers(values, field.bits))
         else:
@@ -264,9 +269,17 @@ def _pack(name: str, node: Compressed) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _unpack(field: Field, data: np.ndarray) -> np.ndarray:
+def _unpack(entry: Entry, data: UInt8[np.ndarray, " bytes"]) -> Compressed:
+    stored, start = {}, 0
+    for field in entry.fields:
+        stored[field.name] = _unpack_field(field, data[start : start + field.nbytes])
+        start += field.nbytes
+    return entry.codec.restore(entry.shape, jnp.dtype(entry.dtype), entry.axis, stored)
+
+
+def _unpack_field(field: Field, data: np.ndarray) -> np.ndarray:
     if field.dtype is not None:
-        return data.copy().view(jnp.dtype(field.dtype))
+        return np.array(data).view(jnp.dtype(field.dtype))
     values = unpack_integers(data, field.count, field.bits)
     if values.size and int(values.max()) >= field.limit:
         raise FormatError(
@@ -275,47 +288,33 @@ def _unpack(field: Field, data: np.ndarray) -> np.ndarray:
     return values
 
 
-def _as_array(name: str, value: Any) -> np.ndarray:
-    is_key = isinstance(value, jax.Array) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
+def _plain_tensor(name: str, leaf: Any) -> Tensor:
+    """Dtype and shape of a leaf that is stored as it is."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
     )
-    array = None if is_key else np.asarray(value)
-    if array is None or array.dtype.name not in _DTYPES:
-        found = type(value).__name__ if array is None else array.dtype
+    array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    if is_key or array.dtype.name not in NAMES:
+        found = type(leaf).__name__ if is_key else array.dtype
         raise TypeError(f"{name}: expected an array of numbers, got {found}")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(array).reshape(array.shape)
+    return Tensor(NAMES[array.dtype.name], tuple(array.shape))
 
 
-def _hash(array: np.ndarray) -> str:
-    kind = f"{array.dtype.name}{list(array.shape)}".encode()
-    return _hash_bytes(kind + b"\0" + array.tobytes())
+def _as_array(name: str, leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
-def _hash_bytes(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+def _itemsize(tensor: Tensor) -> int:
+    return jnp.dtype(DTYPES[tensor.dtype]).itemsize
 
 
-def _codec_json(codec: Codec) -> dict[str, Any]:
-    return {"name": type(codec).__name__, **dataclasses.asdict(codec)}
+def _write(file: Any, array: np.ndarray) -> bytes:
+    """Write an array's bytes; their hash."""
+    data = array.reshape(-1).view(np.uint8)
+    file.write(data)
+    return _hash(data)
 
 
-def _codec(entry: Any) -> Codec:
-    """A codec from JSON; its own checks refuse values out of range."""
-    try:
-        options = dict(entry)
-        return _CODECS[options.pop("name")](**options)
-    except _REFUSALS as error:
-        raise FormatError(f"codec: {entry!r}: {error}") from error
-
-
-def _expect(spec: dict[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(spec.get(name), kind):
-        raise FormatError(f"{name}: expected a {kind.__name__}")
-    return spec[name]
-
-
-def _integer(name: str, value: Any, limit: int = 1 << 62) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
-        raise FormatError(f"{name}: expected an integer from 0 to below {limit}")
-    return value
+def _hash(data: Any) -> bytes:
+    return hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()

@@ -1,12 +1,13 @@
-"""The shape of a tree as JSON: which containers hold which parameters.
+"""Trees as names: a parameter's name holds the keys on the way to it.
 
-A dict is `{"dict": {...}}`, one with integer keys `{"int": {...}}`, a list
-`{"list": [...]}`, a tuple `{"tuple": [...]}`, `None` is `null`; anything else is a
-leaf, described by the caller. Other containers (`nnx.State`, `FrozenDict`, named
-tuples, modules) are described as the dicts that their keys make of them.
+Names are JSON pointers (RFC 6901) without the leading slash: keys joined by `/`, in
+which `~` is written `~0` and `/` is written `~1`. A name alone means nested dicts with
+text for keys; what is something else, or empty, is listed by its own name as one of
+`KINDS`. Other containers (`nnx.State`, `FrozenDict`, named tuples, modules) become the
+dicts that their keys make of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,73 +17,157 @@ from ssvq_jax.codecs import is_compressed
 from ssvq_jax.export.error import FormatError
 from ssvq_jax.tree.paths import is_box
 
-Json = Any
+KINDS = ("dict", "int", "list", "tuple", "null")
+"""A dict (listed if it is empty), a dict with integer keys, a list, a tuple, None."""
+
+_DEEPEST = 64
 
 
-def join(path: str, key: Any) -> str:
-    """Path of a child."""
-    return f"{path}/{key}" if path else str(key)
-
-
-def describe(tree: Any, leaf: Callable[[str, Any], Json], path: str = "") -> Json:
-    """JSON of a tree; `leaf(path, value)` gives that of a leaf.
+def name_leaves(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The leaves of a tree by name, and the kinds of what names do not tell.
 
     Raises:
       TypeError: A key that is neither text nor an integer.
+      ValueError: A key that is empty or not printable, a tree that is too deep.
     """
-    if tree is None:
-        return None
-    if is_compressed(tree) or jax.tree_util.all_leaves([tree]):
-        return {"leaf": leaf(path, tree)}
-    if type(tree) in (list, tuple):
-        children = [describe(x, leaf, join(path, i)) for i, x in enumerate(tree)]
-        return {type(tree).__name__: children}
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is not tree)
-    if is_box(tree):
-        return describe(pairs[0][1], leaf, path)
-    children = {_key(path, key): child for (key,), child in pairs}
-    kind = "int" if children and all(isinstance(k, int) for k in children) else "dict"
-    if kind == "dict" and any(isinstance(key, int) for key in children):
-        raise TypeError(f"{path or 'tree'}: expected keys of one type, got {children}")
-    described = {
-        str(key): describe(child, leaf, join(path, key))
-        for key, child in children.items()
-    }
-    return {kind: described}
+    leaves: dict[str, Any] = {}
+    containers: dict[str, str] = {}
+
+    def visit(value: Any, keys: tuple[str, ...]) -> None:
+        name = "/".join(keys)
+        if len(keys) > _DEEPEST:
+            raise ValueError(f"{name}: expected at most {_DEEPEST} levels")
+        if value is None:
+            containers[name] = "null"
+            return
+        if is_compressed(value) or jax.tree_util.all_leaves([value]):
+            leaves[name] = value
+            return
+        kind, children = _children(name, value)
+        if kind != "dict" or not children:
+            containers[name] = kind
+        for key, child in children:
+            visit(child, (*keys, _escape(name, str(key))))
+
+    visit(_unboxed(tree), ())
+    return leaves, containers
 
 
-def rebuild(json: Json, leaf: Callable[[str, Json], Any], path: str = "") -> Any:
-    """Inverse of `describe`; `leaf(path, json)` gives a leaf.
+def build_tree(leaves: Mapping[str, Any], containers: Mapping[str, str]) -> Any:
+    """Inverse of `name_leaves`.
 
     Raises:
-      FormatError: JSON that `describe` would not have written.
+      FormatError: Names and kinds that `name_leaves` would not have given.
     """
-    if json is None:
-        return None
-    if not isinstance(json, dict) or len(json) != 1:
-        raise FormatError(f"{path or 'tree'}: not the description of a tree")
-    [(kind, content)] = json.items()
-    if kind == "leaf":
-        return leaf(path, content)
-    if kind in ("list", "tuple") and isinstance(content, list):
-        children = [rebuild(x, leaf, join(path, i)) for i, x in enumerate(content)]
-        return children if kind == "list" else tuple(children)
-    if kind in ("dict", "int") and isinstance(content, dict):
-        number = int if kind == "int" else str
+    if set(leaves) == {""} and not containers:
+        return leaves[""]
+    root = _Node("dict")
+    for name, kind in containers.items():
+        if kind not in KINDS:
+            raise FormatError(f"{name or 'tree'}: unknown container {kind!r}")
+        node = root
+        for key in _keys(name):
+            node = node.children.setdefault(key, _Node("dict"))
+        node.kind = kind
+    for name, value in leaves.items():
+        if not name:
+            raise FormatError("tree: a parameter without a name beside others")
+        *parents, last = _keys(name)
+        node = root
+        for key in parents:
+            node = node.children.setdefault(key, _Node("dict"))
+            if not isinstance(node, _Node):
+                raise FormatError(f"{name}: lies in another parameter")
+        if last in node.children:
+            raise FormatError(f"{name}: both a parameter and a container")
+        node.children[last] = value
+    return root.tree("")
+
+
+class _Node:
+    """A container while it is put together: children by their keys as text."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.children: dict[str, Any] = {}
+
+    def tree(self, name: str) -> Any:
+        keys = list(self.children)
+        values = [
+            child.tree(f"{name}/{key}".lstrip("/"))
+            if isinstance(child, _Node)
+            else child
+            for key, child in self.children.items()
+        ]
+        if self.kind == "dict":
+            return dict(zip(keys, values, strict=True))
+        if self.kind == "null":
+            if keys:
+                raise FormatError(f"{name or 'tree'}: None with parameters in it")
+            return None
         try:
-            keys = [number(key) for key in content]
-            if [str(key) for key in keys] != list(content):
+            numbers = [int(key) for key in keys]
+            if [str(number) for number in numbers] != keys:
                 raise ValueError("not as they would be written")
         except ValueError as error:
-            raise FormatError(f"{path or 'tree'}: keys are no integers") from error
-        children = [rebuild(x, leaf, join(path, key)) for key, x in content.items()]
-        return dict(zip(keys, children, strict=True))
-    raise FormatError(f"{path or 'tree'}: unknown container {kind!r}")
+            raise FormatError(f"{name or 'tree'}: keys are no integers") from error
+        numbered = dict(zip(numbers, values, strict=True))
+        if self.kind == "int":
+            return numbered
+        if set(numbers) != set(range(len(numbers))):
+            raise FormatError(f"{name or 'tree'}: positions are missing")
+        ordered = [numbered[i] for i in range(len(numbers))]
+        return ordered if self.kind == "list" else tuple(ordered)
 
 
-def _key(path: str, key: Any) -> str | int:
-    if isinstance(key, DictKey) and isinstance(key.key, str | int):
+def _keys(name: str) -> list[str]:
+    """The keys of a name, checked."""
+    if not name:
+        return []
+    keys = name.split("/")
+    if not name.isprintable() or "" in keys or len(keys) > _DEEPEST:
+        raise FormatError(
+            f"{name[:80]!r}: expected printable keys, at most {_DEEPEST} of them"
+        )
+    return [key.replace("~1", "/").replace("~0", "~") for key in keys]
+
+
+def _children(name: str, value: Any) -> tuple[str, Sequence[tuple[str | int, Any]]]:
+    if type(value) in (list, tuple):
+        pairs = [(i, _unboxed(child)) for i, child in enumerate(value)]
+        return type(value).__name__, pairs
+    children = [(_key(name, key), child) for key, child in _flat(value)]
+    integers = sum(isinstance(key, int) for key, _ in children)
+    if 0 < integers < len(children):
+        found = [key for key, _ in children]
+        raise TypeError(f"{name or 'tree'}: expected keys of one type, got {found}")
+    return "int" if integers else "dict", children
+
+
+def _flat(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The keys and children of a container, one level deep."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(value, lambda x: x is not value)
+    for (key,), child in pairs:
+        yield key, _unboxed(child)
+
+
+def _unboxed(value: Any) -> Any:
+    while is_box(value):
+        [(_, value)], _ = jax.tree_util.tree_flatten_with_path(
+            value, lambda x, box=value: x is not box
+        )
+    return value
+
+
+def _key(name: str, key: Any) -> str | int:
+    if isinstance(key, DictKey) and type(key.key) in (str, int):
         return key.key
     if isinstance(key, GetAttrKey):
         return key.name
-    raise TypeError(f"{path or 'tree'}: expected keys that are text, got {key}")
+    raise TypeError(f"{name or 'tree'}: expected keys that are text, got {key}")
+
+
+def _escape(name: str, key: str) -> str:
+    if not key or not key.isprintable():
+        raise ValueError(f"{name or 'tree'}: expected printable keys, got {key!r}")
+    return key.replace("~", "~0").replace("/", "~1")

@@ -1,4 +1,3 @@
-import json
 import os
 from typing import NamedTuple
 
@@ -8,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
-from ssvq_jax.export import file as packed_file
-from ssvq_jax.export import read_metadata
+from ssvq_jax.codecs.vq import VQWeight
+from tests.export.rewriting import put_together, rewrite
 
 CODECS = [
     ssvq.SSVQ(4, 8),
@@ -79,6 +77,8 @@ def test_what_is_not_compressed_comes_back_as_it_was(tmp_path):
         "numbers": {0: np.ones(2), 10: {"empty": np.ones((0, 3), "f4")}},
         "nothing": {},
         "strided": np.arange(12.0).reshape(3, 4).T,
+        "~a/b~1": {"c": np.ones(2)},
+        "~a": {"b~1": {"c": np.zeros(2)}},
     }
     ssvq.save(tmp_path / "x", tree)
     loaded = ssvq.load(tmp_path / "x")
@@ -144,7 +144,7 @@ def test_a_single_node(tmp_path, rng, key):
 
 def test_metadata(saved, tmp_path):
     path, tree = saved
-    assert read_metadata(path) == {"note": "small"}
+    assert ssvq.load(path, lazy=True).metadata == {"note": "small"}
     with pytest.raises(TypeError, match="JSON"):
         ssvq.save(tmp_path / "y", tree, metadata={"bad": object()})
     assert not (tmp_path / "y").exists()
@@ -177,101 +177,168 @@ def test_every_flipped_bit_is_noticed(saved):
     assert accepted == []
 
 
-def _rewrite(path, change):
-    """Change the description of a file and put the right hash on it again."""
-    tensors = load_file(path)
-    with safe_open(path, "np") as file:
-        header = file.metadata()
-    spec = json.loads(header["ssvq_jax"].partition(" ")[2])
-    change(spec, tensors)
-    _write(path, tensors, json.dumps(spec))
-
-
-def _write(path, tensors, text):
-    digest = packed_file._hash_bytes(text.encode())
-    save_file(tensors, path, metadata={"ssvq_jax": f"{digest} {text}"})
-
-
-def _kernel(spec):
-    return spec["tree"]["dict"]["a"]["dict"]["kernel"]["leaf"]
-
-
-def _set(**entries):
-    return lambda spec, tensors: _kernel(spec).update(entries)
+def _set(codec=0, dtype="F32", axis=0, shape=(8, 4)):
+    entry = [codec, dtype, axis, shape]
+    return lambda spec, tensors: spec.update(compressed=[entry])
 
 
 def _codec(**entries):
     return lambda spec, tensors: spec["codecs"][0].update(entries)
 
 
+def _spec(**entries):
+    return lambda spec, tensors: spec.update(entries)
+
+
 def _bad_code(spec, tensors):
     spec["codecs"][0]["codewords"] = 3  # codes of 2 bits, of which 3 is too large
-    payload = np.concatenate(
+    tensors["a/kernel"] = np.concatenate(
         [
             np.zeros(3 * 4 * 2, np.uint8),
             np.full(2, 255, np.uint8),
             np.zeros(4, np.uint8),
         ]
     )
-    tensors["a/kernel"] = payload
-    _kernel(spec)["hash"] = packed_file._hash(payload)
+
+
+def _bad_mask(spec, tensors):
+    spec["codecs"] = [{"name": "MVQ", "codewords": 2, "block": 4, "keep": [1, 3]}]
+    spec["codecs"][0].update(block=3)
+    spec["compressed"] = [[0, "F32", 0, [3, 2]]]
+    payload = [1, 2, 3, 4, 5, 6, 0, 0, 0, 0x3F, 0, 0b1110]
+    tensors["a/kernel"] = np.array(payload, np.uint8)
 
 
 def _nan_codebook(spec, tensors):
     payload = tensors["a/kernel"].copy()
     payload[:2] = [0, 0x7E]  # NaN in float16
     tensors["a/kernel"] = payload
-    _kernel(spec)["hash"] = packed_file._hash(payload)
+
+
+def _infinite_scale(spec, tensors):
+    spec["codecs"] = [{"name": "Uniform", "bits": 2}]
+    spec["compressed"] = [[0, "F32", 0, [4, 1]]]
+    tensors["a/kernel"] = np.array([0, 0x7C, 0], np.uint8)
+
+
+def _bomb(codec, bytes_, shape):
+    """A payload of few bytes that stands for a huge weight."""
+
+    def change(spec, tensors):
+        spec["codecs"] = [codec]
+        spec["compressed"] = [[0, "F32", 0, shape]]
+        tensors["a/kernel"] = np.zeros(bytes_, np.uint8)
+
+    return change
+
+
+def _rename(name):
+    def change(spec, tensors):
+        tensors[name] = tensors.pop("a/kernel")
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda spec, tensors: spec.update(version=2), "version: expected 1, got 2"),
-        (lambda spec, tensors: spec.update(codecs={}), "codecs: expected a list"),
-        (lambda spec, tensors: spec.update(tree=[1]), "tree: not the description"),
-        (lambda spec, tensors: spec.update(tree={"set": []}), "container 'set'"),
-        (lambda spec, tensors: tensors.pop("a/kernel"), "a/kernel: no tensor"),
-        (
-            lambda spec, tensors: tensors.update(z=np.ones(1)),
-            "z: tensor that no parameter describes",
-        ),
+        (_spec(version=2), "version: expected 1, got 2"),
+        (_spec(version=True), "version.*got True"),
+        (_spec(version=None), "version.*got None"),
+        (_spec(codecs={}), "codecs: expected a list"),
+        (_spec(compressed={}), "compressed: expected a list"),
+        (_spec(compressed=[[0, "F32", 0, [8, 4]]] * 2), "b: expected|compressed"),
+        (_spec(containers=[1]), "containers: expected a dict"),
+        (_spec(metadata=[1]), "metadata: expected a dict"),
+        (_spec(containers={"a": "set"}), "a: unknown container 'set'"),
+        (_spec(containers={"a": []}), "a: unknown container"),
+        (_spec(containers={"a": "list"}), "a: keys are no integers"),
+        (_spec(containers={"": "int"}), "tree: keys are no integers"),
+        (_spec(containers={"b": "null"}), "b: both"),
+        (_spec(containers={"a": "null"}), "a: None with parameters"),
+        (_spec(containers={"a//b": "dict"}), "expected printable keys"),
+        (_spec(containers={"x/" * 99 + "x": "dict"}), "at most 64"),
+        (_spec(alignment=0), "alignment"),
+        (_spec(alignment=3), "alignment: expected a power of two"),
+        (_spec(alignment=64), "a/kernel: expected 64 bytes"),
+        (_spec(alignment=1 << 40), "alignment"),
         (_codec(name="os.system"), "codec.*os.system"),
+        (_codec(name=[]), "codec"),
         (_codec(codewords=1), "codec.*codewords.*got 1"),
         (_codec(codewords="16"), "codec.*codewords"),
         (_codec(more=1), "codec.*more"),
         (_codec(block=8), "a/kernel.*expected .* bytes"),
         (_codec(latent_scale=10**400), "codec"),
         (_codec(codewords=10**400), "a/kernel"),
-        (_set(shape=[2**61] * 40), "a/kernel"),
-        (lambda spec, tensors: spec.update(version=True), "version.*got True"),
-        (lambda spec, tensors: spec.pop("tree"), "tree: expected"),
-        (
-            lambda spec, tensors: spec.update(tree={"int": {"01": None}}),
-            "keys are no integers",
-        ),
         (_set(codec=1), "a/kernel: codec"),
         (_set(codec=-1), "a/kernel: codec"),
+        (_set(codec=True), "a/kernel: codec"),
         (_set(shape=[8, 2**40]), "a/kernel.*bytes"),
+        (_set(shape=[2**47] * 40), "a/kernel"),
+        (_set(shape=[2**61]), "a/kernel: shape"),
         (_set(shape=[-8, 4]), "a/kernel: shape"),
+        (_set(shape=[8, 4.0]), "a/kernel: shape"),
+        (_set(shape=[0, 4]), "a/kernel: shape"),
         (_set(shape=[]), "a/kernel: shape"),
         (_set(shape="84"), "a/kernel: shape"),
-        (_set(shape=None), "a/kernel"),
+        (_set(shape=None), "a/kernel: shape"),
         (_set(axis=2), "a/kernel: axis"),
-        (_set(dtype="int8"), "a/kernel: dtype"),
-        (_set(dtype=["float32"]), "a/kernel"),
-        (_set(hash=None), "a/kernel.*hash"),
+        (_set(dtype="I8"), "a/kernel: dtype"),
+        (_set(dtype=["F32"]), "a/kernel"),
+        (_spec(compressed=[7]), "a/kernel"),
         (_bad_code, "a/kernel: codes: expected values below 3, got 3"),
+        (_bad_mask, "a/kernel: mask: expected values below 3, got 3"),
         (_nan_codebook, "a/kernel: codebook.*1 NaN"),
+        (_infinite_scale, "a/kernel: scale.*1 NaN or inf"),
+        (
+            _bomb({"name": "VQ", "codewords": 2, "block": 2**40}, 4, [2**41]),
+            "a/kernel: expected|weights in",
+        ),
+        (
+            _bomb({"name": "VQ", "codewords": 2, "block": 4096}, 2**14 + 512, [2**24]),
+            "a/kernel: 16777216 weights in 16896 bytes",
+        ),
+        (_rename("a/../../etc/\x1b[2J"), "printable"),
+        (_rename("/etc/passwd"), "printable"),
+        (_rename("b/c"), "b/c: lies in another parameter"),
+        (_rename(""), "without a name"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")
 def test_well_hashed_nonsense_is_refused(saved, change, message):
     path, _ = saved
-    _rewrite(path, change)
+    rewrite(path, change)
     with pytest.raises(ssvq.FormatError, match=message) as info:
         ssvq.load(path)
     assert "small.ssvq" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"b":{"dtype"', b'"a":{"dtype"', "both|lies in"),
+        (b'"b":{', b'"ssvq_jax.hashes":{', "appears twice"),
+        (b'"F32","shape":[3]', b'"F32","shape":[4]', "b.*data_offsets"),
+        (b'"F32","shape":[3]', b'"F64","shape":[3]', "b.*data_offsets"),
+        (b'"F32","shape":[3]', b'"F4","shape":[24]', "b.*F4"),
+        (b'"F32","shape":[3]', b'"U8","shape":[-12]', "b.*shape"),
+        (b'"data_offsets":[0,12]', b'"data_offsets":[0,1e1]', "b.*data_offsets"),
+        (b'"data_offsets":[0,12]', b'"data_offsets":NaN', "NaN"),
+        (b'"shape":[3]', b'"shape":[99999999999999,9999999999999]', "b.*shape|data"),
+        (b'{"__metadata__"', b'{"__metadat__"', "no safetensors"),
+        (b'{"__metadata__"', b'["__metadata__"', "no safetensors"),
+    ],
+)
+def test_headers_that_do_not_add_up(saved, old, new, message):
+    path, _ = saved
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length]
+    assert old in header
+    header = header.replace(old, new)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(ssvq.FormatError, match=f"small.ssvq.*({message}|hash)"):
+        ssvq.load(path)
 
 
 def test_foreign_and_missing_files(tmp_path):
@@ -287,11 +354,23 @@ def test_foreign_and_missing_files(tmp_path):
         ssvq.load(tmp_path / "absent")
 
 
-def test_deep_json_is_refused(saved):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"version":1,"containers":' + '{"a":' * 100_000 + "1" + "}" * 100_001,
+        "[" * 1_000_000,
+        '{"version":1,"codecs":[' + ",".join(["{}"] * 100_000) + "]}",
+        '{"version":' + "9" * 10_000 + "}",
+        '{"version":1,"version":1}',
+        '{"version":NaN}',
+        "",
+        "null",
+    ],
+    ids=lambda text: text[:24],
+)
+def test_deep_and_huge_and_wrong_json_is_refused(saved, text):
     path, _ = saved
-    text = '{"version":1,"codecs":[],"metadata":{},"tree":' + '{"list":[' * 30_000
-    text += "]}" * 30_000 + "}"
-    _write(path, {}, text)
+    put_together(path, None, {}, text)
     with pytest.raises(ssvq.FormatError, match="small.ssvq"):
         ssvq.load(path)
 
@@ -338,8 +417,27 @@ def test_leaves_that_cannot_be_saved(leaf, error, message, tmp_path):
 def test_trees_that_cannot_be_saved(tmp_path, rng, key):
     with pytest.raises(ValueError, match="__metadata__"):
         ssvq.save(tmp_path / "x", {"__metadata__": np.ones(1)})
-    with pytest.raises(ValueError, match="a/b: two parameters"):
-        ssvq.save(tmp_path / "x", {"a": {"b": np.ones(1)}, "a/b": np.ones(1)})
+    for key_ in ("", "a\n", "\x1b[2J"):
+        with pytest.raises(ValueError, match="tree: expected printable keys"):
+            ssvq.save(tmp_path / "x", {key_: np.ones(1)})
+    deep = np.ones(1)
+    for _ in range(65):
+        deep = {"a": deep}
+    with pytest.raises(ValueError, match="at most 64 levels"):
+        ssvq.save(tmp_path / "x", deep)
+    for alignment in (0, 3, -8, 1 << 20):
+        with pytest.raises(ValueError, match="alignment: expected a power of two"):
+            ssvq.save(tmp_path / "x", {}, alignment=alignment)
+    huge = VQWeight(
+        codec=ssvq.VQ(2, 4096),
+        shape=(2**24,),
+        dtype=jnp.dtype("float32"),
+        axis=0,
+        codebook=jnp.zeros((2, 4096)),
+        codes=jnp.zeros(4096, jnp.uint8),
+    )
+    with pytest.raises(ValueError, match="a: 16777216 weights in 16896 bytes"):
+        ssvq.save(tmp_path / "x", {"a": huge})
     stack = rng.normal(size=(2, 8, 4)).astype("f4")
     keys = jax.random.split(key, 2)
     encode = jax.vmap(lambda w, key: ssvq.encode(ssvq.VQ(2, 4), w, key=key))

@@ -1,0 +1,228 @@
+"""The container: safetensors, that is a JSON header and the tensors without gaps.
+
+Any safetensors library reads these files. They are read and written here because a
+packed file asks for more: it may be written and read one tensor at a time, its header
+is hashed, and nothing in it may be said twice.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from ssvq_jax.export.error import FormatError
+
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "U32": "uint32",
+    "I32": "int32",
+    "F32": "float32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+}
+"""Names of dtypes: those of safetensors, and NumPy's for them."""
+
+NAMES = {name: short for short, name in DTYPES.items()}
+
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_LARGEST_SIZE = 1 << 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies in a container.
+
+    Attributes:
+      dtype: Its safetensors name, such as `F32`.
+      shape: Its shape.
+      start: Its first byte, counted from the start of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * jnp.dtype(DTYPES[self.dtype]).itemsize
+
+
+class Container:
+    """An open safetensors file: its header is read and checked, its data is mapped.
+
+    Attributes:
+      path: The file's name, as text.
+      header: The first bytes of the file, up to the first tensor.
+      metadata: The text values of the header's `__metadata__`.
+      tensors: All tensors by name, in the order in which they lie in the file.
+
+    Raises:
+      OSError: A file that is missing or cannot be read.
+      FormatError: No safetensors file, or one whose sizes do not add up.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.header = _read_header(file, size)
+            self._data = np.memmap(file, np.uint8, "r")
+        content = _parse(self.header[8:])
+        self.metadata = content.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict):
+            raise FormatError("no safetensors file: its metadata is no mapping")
+        self.tensors: dict[str, Tensor] = {}
+        end = len(self.header)
+        for name, entry in content.items():
+            try:
+                tensor = _tensor(entry, end, len(self.header))
+            except (TypeError, KeyError, ValueError) as error:
+                raise FormatError(f"{name!r}: no safetensors entry: {error}") from error
+            self.tensors[name] = tensor
+            end += tensor.nbytes
+        if end != size:
+            raise FormatError(
+                f"no safetensors file, or a truncated one: its header describes {end} "
+                f"bytes, it has {size}"
+            )
+
+    def bytes_of(self, name: str) -> UInt8[np.ndarray, " bytes"]:
+        """The bytes of a tensor, a read-only view into the mapped file."""
+        tensor = self.tensors[name]
+        return self._data[tensor.start : tensor.start + tensor.nbytes]
+
+    def array(self, name: str) -> np.ndarray:
+        """A copy of a tensor."""
+        tensor = self.tensors[name]
+        data = np.array(self.bytes_of(name))
+        return data.view(jnp.dtype(DTYPES[tensor.dtype])).reshape(tensor.shape)
+
+
+def header_bytes(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], alignment: int = 8
+) -> bytes:
+    """The header of a file that holds the tensors in this order.
+
+    Args:
+      tensors: By name; their `start` is not used.
+      metadata: Text values.
+      alignment: The data starts at a multiple of this many bytes.
+    """
+    content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, tensor in tensors.items():
+        stop = start + tensor.nbytes
+        content[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes its place under `path` when all of it is on disk.
+
+    Whatever stops it before, the old file, or none, is still there.
+
+    Raises:
+      OSError: A directory that is missing or cannot be written; names the path.
+    """
+    path = pathlib.Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = f"cannot write the file: {error.strerror}"
+        raise type(error)(error.errno, reason, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read_header(file: BinaryIO, size: int) -> bytes:
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_LARGEST_HEADER, size - 8):
+        raise FormatError(
+            f"no safetensors file, or a truncated one: {size} bytes, header of {length}"
+        )
+    return start + file.read(length)
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        content = parse_json(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"no safetensors file: its header: {error}") from error
+    if not isinstance(content, dict):
+        raise FormatError("no safetensors file: its header is no mapping")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """JSON, strictly: no key twice, no NaN.
+
+    Raises:
+      ValueError, RecursionError: Text that is not such JSON.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{double!r} appears twice")
+    return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _tensor(entry: Any, start: int, first: int) -> Tensor:
+    """The tensor that starts at byte `start` of the file, from its header entry."""
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r} is not supported")
+    shape = tuple(natural("shape", n, _LARGEST_SIZE) for n in entry["shape"])
+    tensor = Tensor(entry["dtype"], shape, start)
+    offsets = [start - first, start - first + tensor.nbytes]
+    if entry["data_offsets"] != offsets:
+        raise ValueError(
+            f"data_offsets: expected {offsets}, got {entry['data_offsets']}"
+        )
+    return tensor
+
+
+def natural(name: str, value: Any, limit: int) -> int:
+    """`value`, an integer from 0 to below `limit`; else a `FormatError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+        raise FormatError(f"{name}: expected an integer from 0 to below {limit}")
+    return value
