@@ -81,13 +81,14 @@ class Codec(abc.ABC):
         """The finalized node from its stored arrays; inverse of `Compressed.stored`."""
 
     def describe(self) -> str:
-        """Short text for tables: the name, the sizes, what differs from defaults."""
-        options = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if field.name in ("codewords", "block")
-            or getattr(self, field.name) != field.default
-        ]
+        """Short text for tables: the call, without options that have their default."""
+        options = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("codewords", "block"):
+                options.append(str(value))
+            elif value != field.default:
+                options.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(options)})"
 
 

@@ -35,7 +35,7 @@ class SSVQ(Codec):
 
     Example:
       >>> SSVQ(codewords=16, block=8).describe()
-      'SSVQ(codewords=16, block=8)'
+      'SSVQ(16, 8)'
 
     References:
       Li et al., "SSVQ: Unleashing the Potential of Vector Quantization with

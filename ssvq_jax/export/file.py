@@ -152,6 +152,7 @@ class PackedFile(Mapping[str, Any]):
       metadata: What `save` was given.
       entries: Codec, dtype, axis and shape of the compressed parameters, by name.
       tensors: Dtype, shape and place of all stored tensors, by name.
+      header_bytes: Length of the header, in bytes.
 
     Raises:
       OSError, FormatError: As `load`; on access too.
@@ -162,6 +163,7 @@ class PackedFile(Mapping[str, Any]):
         with self._naming():
             self._container = Container(self.path)
             self.tensors = self._container.tensors
+            self.header_bytes = len(self._container.header)
             header = self._container.metadata.get(_KEY)
             if not isinstance(header, str) or _HASHES not in self.tensors:
                 raise FormatError("not written by ssvq_jax: its description is missing")
@@ -186,7 +188,7 @@ class PackedFile(Mapping[str, Any]):
             build_tree(dict.fromkeys(self._names), self._containers)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._digests:
+        if name not in self:
             raise KeyError(name)
         with self._naming(name):
             data = self._container.bytes_of(name)
@@ -199,6 +201,9 @@ class PackedFile(Mapping[str, Any]):
                 raise FormatError("expected booleans of 0 and 1")
             # JAX would narrow 64 bits where they are not enabled.
             return array if array.dtype.itemsize == 8 else jnp.asarray(array)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._digests  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

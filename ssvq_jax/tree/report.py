@@ -3,16 +3,30 @@
 import dataclasses
 import io
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.tree.paths import flatten
+
+NOT_COMPRESSED = "not compressed"
+_TITLES = (
+    "parameter",
+    "shape",
+    "rule",
+    "bits/\nweight",
+    "x\nfloat32",
+    "error",
+    "used",  # codewords; left out, as errors are, where there are none
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Row:
     Attributes:
       path: `/`-joined path, or the name of the total.
       shape: Shape of the weight; `None` for a total.
-      rule: The codec that its rule gave it, "not compressed" without one.
+      rule: The codec that its rule gave it, `NOT_COMPRESSED` without one.
       weights: Number of weights.
       bits: Stored bits, codebook and padding included.
       error: `||W - decode||^2 / ||W||^2`; `None` without a reference.
@@ -63,17 +77,32 @@ class Report:
     compressed: Row
     model: Row
 
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Report":
+        """The report of these parameters, with its totals."""
+        rows = tuple(rows)
+        compressed = [row for row in rows if row.rule != NOT_COMPRESSED]
+        return cls(
+            rows, _total("all compressed", compressed), _total("whole model", rows)
+        )
+
     def __rich__(self) -> Table:
-        table = Table()
-        for header in ("parameter", "shape", "rule"):
-            table.add_column(header, overflow="fold")
-        for header in ("bits/weight", "x float32", "error", "codewords used"):
-            table.add_column(header, justify="right")
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        table.add_section()
-        table.add_row(*_cells(self.compressed))
-        table.add_row(*_cells(self.model))
+        cells = [_cells(row) for row in (*self.rows, self.compressed, self.model)]
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        columns = []
+        for column, title in enumerate(_TITLES):
+            if column < 5 or any(row[column] for row in cells):
+                columns.append(column)
+                table.add_column(
+                    title,
+                    justify="right" if column > 2 else "left",
+                    overflow="fold",
+                    no_wrap=column > 0,
+                )
+        for number, row in enumerate(cells):
+            if number == len(self.rows):
+                table.add_section()
+            table.add_row(*(row[column] for column in columns))
         return table
 
     def __str__(self) -> str:
@@ -113,7 +142,7 @@ def report(tree: Any, reference: Any = None) -> Report:
             shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
             size = math.prod(shape)
             bits = 8 * dtype.itemsize * size
-            rows.append(Row(path, shape, "not compressed", size, bits))
+            rows.append(Row(path, shape, NOT_COMPRESSED, size, bits))
             continue
         try:
             leaf.check()
@@ -133,10 +162,7 @@ def report(tree: Any, reference: Any = None) -> Report:
                 _codewords_used(leaf),
             )
         )
-    compressed = [row for row in rows if row.rule != "not compressed"]
-    return Report(
-        tuple(rows), _total("all compressed", compressed), _total("whole model", rows)
-    )
+    return Report.of(rows)
 
 
 def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> float:
@@ -164,17 +190,18 @@ def _codewords_used(node: Any) -> float | None:
     return len(np.unique(np.asarray(node.codes))) / node.codec.codewords
 
 
-def _total(name: str, rows: list[Row]) -> Row:
+def _total(name: str, rows: Sequence[Row]) -> Row:
     weights, bits = sum(row.weights for row in rows), sum(row.bits for row in rows)
     return Row(name, None, "", weights, bits)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str | Text, ...]:
+    name, shape = row.path, "x".join(map(str, row.shape or ()))
+    if row.shape is None:
+        name = f"{name}, {row.weights:,} weights"
     return (
-        row.path,
-        f"{row.weights:,} weights"
-        if row.shape is None
-        else "x".join(map(str, row.shape)),
+        Text(name),  # no markup
+        shape,
         row.rule,
         f"{row.bits_per_weight:.3f}",
         f"{row.ratio:.1f}",

@@ -1,0 +1,151 @@
+"""Checkpoints as the commands see them: arrays by name, read when asked for."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError, safe_open
+
+from ssvq_jax.export import FormatError, PackedFile
+from ssvq_jax.export.container import DTYPES, NAMES
+from ssvq_jax.tree import decode
+
+
+class Checkpoint(Mapping[str, np.ndarray]):
+    """A safetensors file, packed or not: its weights by their original names.
+
+    Attributes:
+      path: The file's name, as text.
+      packed: The packed file, where it is one.
+      metadata: The text values of the original's header.
+      stored: Name in the file by original name.
+
+    Raises:
+      OSError: A file that is missing or cannot be read.
+      FormatError: A file that is no safetensors file, or a damaged packed one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        self.packed: PackedFile | None = None
+        with self._naming():
+            self._file = safe_open(self.path, "np")
+            metadata = self._file.metadata() or {}
+            names = sorted(self._file.keys())
+        if "ssvq_jax" in metadata:
+            self.packed = PackedFile(self.path)
+            metadata = _original_metadata(self.packed)
+            names = list(self.packed)
+        self.metadata = metadata
+        self.stored = {original_name(name): name for name in names}
+        if self.packed is None:
+            self.stored = {name: name for name in names}
+        elif len(self.stored) < len(names):
+            raise FormatError(f"{self.path}: two parameters of one original name")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        stored = self.stored[name]
+        if self.packed is not None:
+            return np.asarray(decode(self.packed[stored])).astype(self.dtype(name))
+        with self._naming(name):
+            return self._file.get_tensor(stored)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype of a weight in the original, without reading it.
+
+        Raises:
+          FormatError: One that JAX does not have.
+        """
+        stored = self.stored[name]
+        if self.packed is None:
+            dtype = self._file.get_slice(stored).get_dtype()
+        elif stored in self.packed.entries:
+            return jnp.dtype(self.packed.entries[stored].dtype)
+        else:
+            dtype = self.packed.tensors[stored].dtype
+        if dtype not in DTYPES:
+            raise FormatError(f"{self.path}: {name}: dtype {dtype} is not supported")
+        return jnp.dtype(DTYPES[dtype])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight in the original, without reading it."""
+        stored = self.stored[name]
+        if self.packed is None:
+            return tuple(self._file.get_slice(stored).get_shape())
+        if stored in self.packed.entries:
+            return self.packed.entries[stored].shape
+        return self.packed.tensors[stored].shape
+
+    def lazy(self, name: str) -> "LazyArray":
+        """A stand-in for a weight that reads it whenever NumPy asks for it."""
+        return LazyArray(self, name)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, TypeError, ValueError) as error:
+            place = ": ".join(filter(None, (self.path, name)))
+            raise FormatError(f"{place}: no safetensors file: {error}") from error
+
+
+class LazyArray:
+    """An array of a checkpoint that is not read yet."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str):
+        self._checkpoint, self._name = checkpoint, name
+        self.shape, self.dtype = checkpoint.shape(name), checkpoint.dtype(name)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._checkpoint[self._name], dtype)
+
+
+def original_name(name: str) -> str:
+    """The name of a parameter of a packed file before it was escaped."""
+    return name.replace("~1", "/").replace("~0", "~")
+
+
+def safetensors_name(dtype: np.dtype) -> str:
+    """How safetensors names a dtype."""
+    return NAMES[dtype.name]
+
+
+def progress(quiet: bool) -> Progress:
+    """A bar on the standard error output, so that results can be piped."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+
+
+def _original_metadata(packed: PackedFile) -> dict[str, str]:
+    source = packed.metadata.get("source")
+    metadata = source.get("metadata") if isinstance(source, dict) else None
+    if not isinstance(metadata, dict):
+        return {}
+    return {k: v for k, v in metadata.items() if isinstance(v, str)}

@@ -1,0 +1,191 @@
+"""`ssvq compress`: any safetensors checkpoint into a packed file."""
+
+import difflib
+import json as json_text
+import math
+import pathlib
+import re
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+import ssvq_jax.tree as tree
+from ssvq_jax.cli.checkpoint import Checkpoint, progress
+from ssvq_jax.cli.inspect import describe_file, report_json
+from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
+from ssvq_jax.core.blocks import grid_shape
+from ssvq_jax.export import save
+from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
+
+Method = Literal["ssvq", "vq", "uniform", "mvq"]
+Layout = Literal["torch", "flax"]
+
+
+def compress(
+    source: Positional[pathlib.Path],
+    out: Positional[pathlib.Path],
+    *,
+    method: Method = "ssvq",
+    codewords: int = 16,
+    block: int = 8,
+    bits: int = 2,
+    keep: tuple[int, int] = (2, 4),
+    codebook_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None,
+    include: str = ".*",
+    exclude: str | None = None,
+    min_weights: int = 4096,
+    layout: Layout = "torch",
+    alignment: int = 1,
+    seed: int = 0,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> int:
+    """Compress a safetensors checkpoint, tensor by tensor.
+
+    Compressed is what --include matches and --exclude does not, is float32, float16 or
+    bfloat16, has at least two axes longer than 1 and --min-weights weights, and gets
+    smaller by it. The rest is kept as it is; `ssvq info` lists all of it.
+
+    Args:
+      source: Checkpoint, *.safetensors.
+      out: Packed file to write, *.ssvq.safetensors.
+      method: Codec; ssvq splits off signs and clusters magnitudes.
+      codewords: Codewords per tensor, k (ssvq, vq, mvq).
+      block: Weights per block, d (ssvq, vq, mvq).
+      bits: Bits per weight (uniform).
+      keep: N and M: of each M weights the N largest are kept (mvq).
+      codebook_dtype: Dtype of stored codebooks; int8 for mvq, else float16 by default.
+      include: Regular expression for whole names.
+      exclude: Regular expression for whole names; wins over --include.
+      min_weights: Fewest weights of a tensor to compress.
+      layout: Blocks run along the inputs of kernels: torch has (out, in) and OIHW,
+        flax (in, out) and HWIO.
+      alignment: Every compressed tensor starts at a multiple of so many bytes.
+      seed: Of the clustering; the same seed gives the same bytes.
+      json: Print the report as JSON.
+    """
+    codec = _codec(method, codewords, block, bits, keep, codebook_dtype)
+    checkpoint = Checkpoint(source)
+    if checkpoint.packed is not None:
+        raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
+    chosen = _choose(checkpoint, include, exclude)
+    leaves: dict[str, Any] = {}
+    rows: list[Row] = []
+    key = jax.random.key(seed)
+    with progress(json) as bar:
+        for name in bar.track(checkpoint, description="Compressing"):
+            shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
+            axis = _contracted_axis(shape, layout)
+            size = math.prod(shape)
+            original = 8 * dtype.itemsize * size
+            fits = name in chosen and size >= min_weights
+            if not fits or not _gains(codec, shape, dtype, axis, original):
+                leaves[name] = checkpoint.lazy(name)
+                rows.append(Row(name, shape, NOT_COMPRESSED, size, original))
+                continue
+            weight = {name: jnp.asarray(checkpoint[name])}
+            rule = tree.Rule(re.escape(name), codec, axis=axis)
+            try:
+                node = tree.finalize(tree.compress(weight, [rule], key=key))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{source}: {error}") from error
+            rows.extend(tree.report(node, weight).rows)
+            leaves.update(node)
+    report = Report.of(rows)
+    if not report.compressed.weights:
+        raise ValueError(
+            f"{source}: nothing to compress: no tensor that --include and --exclude "
+            f"let through has two axes and {min_weights} weights (--min-weights)"
+        )
+    described = {"layout": layout, "metadata": checkpoint.metadata}
+    save(out, leaves, metadata={"source": described}, alignment=alignment)
+    size, original = out.stat().st_size, source.stat().st_size
+    if json:
+        print(json_text.dumps(report_json(out, report), indent=1))
+        return 0
+    console = Console()
+    console.print(_brief(report))
+    describe_file(console, out)
+    console.print(
+        f"From {original:,} bytes: {original / size:.1f} times smaller.",
+        highlight=False,
+    )
+    return 0
+
+
+def _brief(report: Report) -> Report:
+    """One row for all that is not compressed."""
+    kept = [row for row in report.rows if row.rule == NOT_COMPRESSED]
+    weights, bits = sum(row.weights for row in kept), sum(row.bits for row in kept)
+    row = Row(f"{len(kept)} others", None, NOT_COMPRESSED, weights, bits)
+    return Report.of([*(row for row in report.rows if row not in kept), row])
+
+
+def _codec(
+    method: Method,
+    codewords: int,
+    block: int,
+    bits: int,
+    keep: tuple[int, int],
+    codebook_dtype: str | None,
+) -> Codec:
+    dtype: dict[str, Any] = {}
+    if codebook_dtype is not None:
+        dtype["codebook_dtype"] = codebook_dtype
+    if method == "uniform":
+        return Uniform(bits)
+    if method == "mvq":
+        return MVQ(codewords, block, keep, **dtype)
+    if method == "vq":
+        return VQ(codewords, block, **dtype)
+    return SSVQ(codewords, block, **dtype)
+
+
+def _choose(checkpoint: Checkpoint, include: str, exclude: str | None) -> set[str]:
+    """The names that the two expressions let through."""
+    matched: list[set[str]] = []
+    for option, pattern in (("--include", include), ("--exclude", exclude)):
+        if pattern is None:
+            matched.append(set())
+            continue
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{option}: {pattern!r}: {error}") from error
+        names = {name for name in checkpoint if expression.fullmatch(name)}
+        if not names:
+            near = difflib.get_close_matches(pattern, checkpoint, n=5, cutoff=0.0)
+            raise ValueError(
+                f"{option}: {pattern!r} matches no whole name in {checkpoint.path}; "
+                f"near it: {', '.join(near) or 'none'}"
+            )
+        matched.append(names)
+    included, excluded = matched
+    return included - excluded
+
+
+def _contracted_axis(shape: tuple[int, ...], layout: Layout) -> int | None:
+    """The axis of the inputs; `None` where `compress` tells it from Flax's names."""
+    if layout == "flax":
+        return None
+    depthwise = len(shape) < 2 or shape[1] == 1
+    return 0 if depthwise else 1
+
+
+def _gains(
+    codec: Codec, shape: tuple[int, ...], dtype: Any, axis: int | None, original: int
+) -> bool:
+    """Whether a tensor can be compressed, and gets smaller."""
+    if sum(n > 1 for n in shape) < 2:
+        return False
+    if dtype.name not in ("float32", "float16", "bfloat16"):
+        return False
+    axis = len(shape) - 2 if axis is None else axis
+    stored = 8 * sum(field.nbytes for field in codec.fields(shape, axis))
+    if isinstance(codec, Uniform):
+        return stored < original
+    blocks = math.prod(grid_shape(shape, codec.block, axis))  # type: ignore[attr-defined]
+    return codec.codewords <= blocks and stored < original  # type: ignore[attr-defined]

@@ -1,0 +1,240 @@
+"""`ssvq info`, `ssvq verify`, `ssvq diff`: what is in files, whether it is right."""
+
+import json as json_text
+import math
+import pathlib
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+
+from ssvq_jax.cli.checkpoint import Checkpoint, original_name, progress
+from ssvq_jax.export import FormatError, PackedFile, load
+from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
+
+_Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def info(file: Positional[pathlib.Path], *, json: _Flag = False) -> int:
+    """Show what is in a packed file. Reads its header only.
+
+    Args:
+      file: Packed file.
+      json: Print JSON.
+    """
+    packed = load(file, lazy=True)
+    report = Report.of(_row(packed, name) for name in packed)
+    if json:
+        print(json_text.dumps(report_json(file, report), indent=1))
+        return 0
+    console = Console()
+    console.print(report)
+    describe_file(console, file)
+    if packed.metadata:
+        console.print(Text(f"Metadata: {json_text.dumps(packed.metadata)}"))
+    return 0
+
+
+def verify(
+    file: Positional[pathlib.Path],
+    *,
+    against: pathlib.Path | None = None,
+    json: _Flag = False,
+) -> int:
+    """Check every hash and value of a packed file. Exit status 1 if one is wrong.
+
+    Args:
+      file: Packed file.
+      against: The checkpoint that it came from: shows the relative squared error of
+        every compressed tensor, and checks that all else is the same.
+      json: Print JSON.
+    """
+    packed = Checkpoint(file)
+    if packed.packed is None:
+        raise FormatError(f"{file}: not written by ssvq_jax")
+    original = None if against is None else Checkpoint(against)
+    rows: list[dict[str, Any]] = []
+    names = dict.fromkeys((*packed, *(original or ())))
+    with progress(json) as bar:
+        for name in bar.track(names, description="Verifying"):
+            problem, error = _verify(packed, original, name)
+            rows.append({"name": name, "error": error, "problem": problem})
+    failed = [row for row in rows if row["problem"] is not None]
+    if json:
+        print(json_text.dumps({"ok": not failed, "parameters": rows}, indent=1))
+        return 1 if failed else 0
+    console, table = Console(), Table()
+    table.add_column("parameter", overflow="fold")
+    table.add_column("relative squared error", justify="right")
+    table.add_column("")
+    for row in rows:
+        if row["error"] is None and row["problem"] is None:
+            continue
+        shown = "" if row["error"] is None else f"{row['error']:.4f}"
+        problem = Text(row["problem"] or "ok", "red" if row["problem"] else "green")
+        table.add_row(Text(row["name"]), shown, problem)
+    if table.row_count:
+        console.print(table)
+    console.print(
+        f"{len(rows) - len(failed)} of {len(rows)} parameters are right.",
+        highlight=False,
+    )
+    return 1 if failed else 0
+
+
+def diff(
+    a: Positional[pathlib.Path],
+    b: Positional[pathlib.Path],
+    *,
+    json: _Flag = False,
+) -> int:
+    """Compare the weights of two checkpoints, packed or not.
+
+    Exit status 1 if they differ.
+
+    Args:
+      a: Safetensors file, packed or not.
+      b: Another.
+      json: Print JSON.
+    """
+    first, second = Checkpoint(a), Checkpoint(b)
+    rows: list[dict[str, Any]] = []
+    names = dict.fromkeys((*first, *second))
+    with progress(json) as bar:
+        for name in bar.track(names, description="Comparing"):
+            rows.append({"name": name, **_difference(first, second, name)})
+    differing = [row for row in rows if row["difference"] != "none"]
+    if json:
+        print(json_text.dumps({"same": not differing, "parameters": rows}, indent=1))
+        return 1 if differing else 0
+    console, table = Console(), Table()
+    for header in ("parameter", "a", "b", "difference"):
+        table.add_column(header, overflow="fold")
+    for row in differing:
+        table.add_row(*(Text(row[key]) for key in ("name", "a", "b", "difference")))
+    if differing:
+        console.print(table)
+    console.print(
+        f"{len(rows) - len(differing)} of {len(rows)} parameters are the same.",
+        highlight=False,
+    )
+    return 1 if differing else 0
+
+
+def report_json(path: pathlib.Path, report: Report) -> dict[str, Any]:
+    """A report and the file's own sizes, as JSON."""
+
+    def row_json(row: Row) -> dict[str, Any]:
+        return {
+            "name": row.path,
+            "shape": row.shape,
+            "method": row.rule,
+            "weights": row.weights,
+            "bytes": row.bits // 8,
+            "bits_per_weight": row.bits_per_weight if row.weights else None,
+            "ratio": row.ratio if row.bits else None,
+            "error": row.error,
+        }
+
+    return {
+        "file": str(path),
+        **_sizes(path),
+        "compressed": row_json(report.compressed),
+        "model": row_json(report.model),
+        "parameters": [row_json(row) for row in report.rows],
+    }
+
+
+def describe_file(console: Console, path: pathlib.Path) -> None:
+    """Print where the bytes of a packed file go."""
+    sizes = _sizes(path)
+    total = sizes.pop("bytes")
+    parts = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in sizes.items() if v)
+    console.print(Text(f"{path}: {total:,} bytes: {parts}."))
+
+
+def _sizes(path: pathlib.Path) -> dict[str, int]:
+    packed = load(path, lazy=True)
+    parameters = sum(_row(packed, name).bits // 8 for name in packed)
+    hashes = 8 * (1 + len(packed))
+    size = path.stat().st_size
+    header = packed.header_bytes
+    return {
+        "bytes": size,
+        "parameters": parameters,
+        "header": header,
+        "hashes": hashes,
+        "alignment": size - parameters - header - hashes,
+    }
+
+
+def _row(packed: PackedFile, name: str) -> Row:
+    """A row of the report of a file, from its header alone."""
+    if name in packed.entries:
+        entry = packed.entries[name]
+        shape, rule, nbytes = entry.shape, entry.codec.describe(), entry.nbytes
+    else:
+        tensor = packed.tensors[name]
+        shape, rule, nbytes = tensor.shape, NOT_COMPRESSED, tensor.nbytes
+    return Row(original_name(name), shape, rule, math.prod(shape), 8 * nbytes)
+
+
+def _verify(
+    packed: Checkpoint, original: Checkpoint | None, name: str
+) -> tuple[str | None, float | None]:
+    """What is wrong with a parameter, and its error against the original."""
+    if name not in packed:
+        return "missing from the packed file", None
+    try:
+        values = packed[name]
+    except FormatError as error:
+        return str(error), None
+    if original is None:
+        return None, None
+    if name not in original:
+        return "not in the original", None
+    expected = original[name]
+    if (values.shape, values.dtype) != (expected.shape, expected.dtype):
+        found = f"{values.dtype}{list(values.shape)}"
+        return f"{found}, originally {expected.dtype}{list(expected.shape)}", None
+    assert packed.packed is not None
+    if packed.stored[name] in packed.packed.entries:
+        return None, relative_error(values, expected)
+    same = values.tobytes() == expected.tobytes()
+    return None if same else "other values than the original", None
+
+
+def _difference(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, str]:
+    described = {key: _describe(x, name) for key, x in (("a", a), ("b", b))}
+    if name not in a or name not in b:
+        return {**described, "difference": "only in " + ("a" if name in a else "b")}
+    x, y = a[name], b[name]
+    if (x.shape, x.dtype) != (y.shape, y.dtype):
+        return {**described, "difference": "shape or dtype"}
+    if x.tobytes() == y.tobytes():
+        return {**described, "difference": "none"}
+    error = relative_error(y, x)
+    return {**described, "difference": f"relative squared error {error:.3g}"}
+
+
+def _describe(checkpoint: Checkpoint, name: str) -> str:
+    if name not in checkpoint:
+        return ""
+    shape = "x".join(map(str, checkpoint.shape(name)))
+    text = f"{checkpoint.dtype(name).name} {shape}".strip()
+    packed = checkpoint.packed
+    if packed is None or checkpoint.stored[name] not in packed.entries:
+        return text
+    return f"{text} {packed.entries[checkpoint.stored[name]].codec.describe()}"
+
+
+def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
+    """`||expected - values||^2 / ||expected||^2`; the numerator where that is 0."""
+    expected = expected.astype(np.float64).ravel()
+    difference = values.astype(np.float64).ravel() - expected
+    norm = float(expected @ expected)
+    return float(difference @ difference) / (norm if norm > 0 else 1.0)
