@@ -123,10 +123,8 @@ class Description:
             )
         return cls(
             entries=[
-                _entry(name, *pair)
-                for name, *pair in zip(
-                    names, listed, [codecs] * len(listed), strict=True
-                )
+                _entry(name, entry, codecs)
+                for name, entry in zip(names, listed, strict=True)
             ],
             containers=_expect(content, "containers", dict),
             metadata=_expect(content, "metadata", dict),
@@ -162,7 +160,7 @@ def _codec(entry: Any) -> Codec:
         options = dict(entry)
         return _CODECS[options.pop("name")](**options)
     except (TypeError, KeyError, ValueError, ArithmeticError) as error:
-        raise FormatError(f"codec: {entry!r}: {error}") from error
+        raise FormatError(f"codec: {str(entry)[:200]}: {error}") from error
 
 
 def _expect(content: dict[str, Any], name: str, kind: type) -> Any:

@@ -1,5 +1,6 @@
 """`save` and `load`: the packed file. The format itself is described in FORMAT.md."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,6 @@ _HASH_BYTES = 8
 _REFUSALS = (
     ArithmeticError,
     LookupError,
-    MemoryError,
     RecursionError,
     TypeError,
     ValueError,
@@ -160,7 +160,7 @@ class PackedFile(Mapping[str, Any]):
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
-        with self._naming():
+        with _naming(self.path):
             self._container = Container(self.path)
             self.tensors = self._container.tensors
             self.header_bytes = len(self._container.header)
@@ -190,7 +190,7 @@ class PackedFile(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self:
             raise KeyError(name)
-        with self._naming(name):
+        with _naming(self.path, name):
             data = self._container.bytes_of(name)
             if _hash(data) != self._digests[name]:
                 raise FormatError("the values do not match their hash")
@@ -230,22 +230,15 @@ class PackedFile(Mapping[str, Any]):
             raise FormatError("the header does not match its hash")
         return dict(zip(self._names, digests[1:], strict=True))
 
-    def _naming(self, name: str = "") -> "_naming":
-        return _naming(": ".join(filter(None, (self.path, name))))
 
-
-class _naming:
+@contextlib.contextmanager
+def _naming(*names: str) -> Iterator[None]:
     """Turns what malformed content raises into a `FormatError` that names it."""
-
-    def __init__(self, prefix: str):
-        self.prefix = prefix
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, _REFUSALS):
-            raise FormatError(f"{self.prefix}: {error}") from error
+    try:
+        yield
+    except _REFUSALS as error:
+        place = ": ".join(filter(None, names))
+        raise FormatError(f"{place}: {error}") from error
 
 
 def _entry(name: str, node: Compressed) -> Entry:
