@@ -88,10 +88,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 _NOTE = """\
-SSVQ with float16 codebooks; compressed is what `ssvq compress` takes by default, tensors
-of at least 4,096 weights. What is above theory is the header (names and places, some 90
-bytes per tensor), 8 bytes of hash per tensor, and, where `d` does not divide the inputs,
-codes of padded blocks: a patch embedding has 3 inputs."""
+SSVQ with float16 codebooks; compressed is what `ssvq compress` takes by default:
+tensors of at least 4,096 weights. Above theory are the header (names and places, some
+90 bytes per tensor), 8 bytes of hash per tensor and, where `d` does not divide the
+inputs, codes of padded blocks: a patch embedding has 3 inputs."""
 
 
 def _ssvq(*arguments: Any) -> dict[str, Any]:

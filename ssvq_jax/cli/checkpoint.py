@@ -3,9 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,8 +20,11 @@ from rich.progress import (
 from safetensors import SafetensorError, safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
-from ssvq_jax.export.container import DTYPES, NAMES
+from ssvq_jax.export.container import DTYPES
 from ssvq_jax.tree import decode
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""An option that is off unless it is named."""
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -123,11 +128,6 @@ class LazyArray:
 def original_name(name: str) -> str:
     """The name of a parameter of a packed file before it was escaped."""
     return name.replace("~1", "/").replace("~0", "~")
-
-
-def safetensors_name(dtype: np.dtype) -> str:
-    """How safetensors names a dtype."""
-    return NAMES[dtype.name]
 
 
 def progress(quiet: bool) -> Progress:

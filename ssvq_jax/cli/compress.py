@@ -5,16 +5,15 @@ import json as json_text
 import math
 import pathlib
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
 import ssvq_jax.tree as tree
-from ssvq_jax.cli.checkpoint import Checkpoint, progress
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
 from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.blocks import grid_shape
@@ -41,7 +40,7 @@ def compress(
     layout: Layout = "torch",
     alignment: int = 1,
     seed: int = 0,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Flag = False,
 ) -> int:
     """Compress a safetensors checkpoint, tensor by tensor.
 

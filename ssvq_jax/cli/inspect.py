@@ -3,23 +3,20 @@
 import json as json_text
 import math
 import pathlib
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, original_name, progress
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, original_name, progress
 from ssvq_jax.export import FormatError, PackedFile, load
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 
-_Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
-
-def info(file: Positional[pathlib.Path], *, json: _Flag = False) -> int:
+def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
     """Show what is in a packed file. Reads its header only.
 
     Args:
@@ -43,7 +40,7 @@ def verify(
     file: Positional[pathlib.Path],
     *,
     against: pathlib.Path | None = None,
-    json: _Flag = False,
+    json: Flag = False,
 ) -> int:
     """Check every hash and value of a packed file. Exit status 1 if one is wrong.
 
@@ -90,7 +87,7 @@ def diff(
     a: Positional[pathlib.Path],
     b: Positional[pathlib.Path],
     *,
-    json: _Flag = False,
+    json: Flag = False,
 ) -> int:
     """Compare the weights of two checkpoints, packed or not.
 

@@ -5,16 +5,16 @@ import pathlib
 from rich.console import Console
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, progress, safetensors_name
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
 from ssvq_jax.export import FormatError
-from ssvq_jax.export.container import Tensor, header_bytes, replacing
+from ssvq_jax.export.container import NAMES, Tensor, header_bytes, replacing
 
 
 def decode(
     file: Positional[pathlib.Path],
     out: Positional[pathlib.Path],
     *,
-    quiet: bool = False,
+    quiet: Flag = False,
 ) -> int:
     """Write the decoded weights as a checkpoint, tensor by tensor.
 
@@ -31,7 +31,7 @@ def decode(
     # Wider dtypes first: so every tensor is aligned to its own.
     names = sorted(checkpoint, key=lambda name: -checkpoint.dtype(name).itemsize)
     tensors = {
-        name: Tensor(safetensors_name(checkpoint.dtype(name)), checkpoint.shape(name))
+        name: Tensor(NAMES[checkpoint.dtype(name).name], checkpoint.shape(name))
         for name in names
     }
     with replacing(out) as target, progress(quiet) as bar:

@@ -41,7 +41,8 @@ DTYPES = {
 NAMES = {name: short for short, name in DTYPES.items()}
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
-_LARGEST_SIZE = 1 << 48
+LARGEST_SIZE = 1 << 48
+"""No axis is as long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _tensor(entry: Any, start: int, first: int) -> Tensor:
     """The tensor that starts at byte `start` of the file, from its header entry."""
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r} is not supported")
-    shape = tuple(natural("shape", n, _LARGEST_SIZE) for n in entry["shape"])
+    shape = tuple(natural("shape", n, LARGEST_SIZE) for n in entry["shape"])
     tensor = Tensor(entry["dtype"], shape, start)
     offsets = [start - first, start - first + tensor.nbytes]
     if entry["data_offsets"] != offsets:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.codecs.protocol import WEIGHT_DTYPES, Field
-from ssvq_jax.export.container import DTYPES, NAMES, natural, parse_json
+from ssvq_jax.export.container import DTYPES, LARGEST_SIZE, NAMES, natural, parse_json
 from ssvq_jax.export.error import FormatError
 
 VERSION = 1
@@ -19,7 +19,6 @@ allocate stays in proportion to its length."""
 _CODECS: dict[str, type[Codec]] = {
     codec.__name__: codec for codec in (SSVQ, VQ, Uniform, MVQ)
 }
-_LARGEST_SIZE = 1 << 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _entry(name: str, listed: Any, codecs: Sequence[Codec]) -> Entry:
         codec, dtype, axis, shape = listed
         if not shape or not isinstance(shape, list):
             raise ValueError(f"shape: expected at least one axis, got {shape!r}")
-        shape = tuple(natural("shape", n, _LARGEST_SIZE) for n in shape)
+        shape = tuple(natural("shape", n, LARGEST_SIZE) for n in shape)
         if 0 in shape:
             raise ValueError(f"shape: expected no empty axis, got {shape}")
         if DTYPES.get(dtype) not in WEIGHT_DTYPES:
