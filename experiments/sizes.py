@@ -4,7 +4,7 @@
 
 Runs `ssvq compress` on every checkpoint of a folder, verifies the packed file, and
 writes sizes.md and sizes.json. Theory counts, for a compressed tensor of n weights,
-n (log2(k) / d + 1) bits and 16 k d bits of codebook, and 32 bits per other weight; no
+n (log2(k) / d + 1) bits and 16 k d bits of codebook, and all others as they are; no
 names, no header. About a minute.
 """
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from ssvq_jax.cli.compress import compress
 from ssvq_jax.cli.inspect import diff, info, verify
 from ssvq_jax.cli.restore import decode
+from ssvq_jax.tree.paths import printable
 
 
 def main() -> None:
@@ -20,7 +21,9 @@ def main() -> None:
     try:
         status = app.cli(prog="ssvq", description=__doc__)
     except (OSError, TypeError, ValueError, SafetensorError) as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
+        message = Text.assemble(("error: ", "bold red"), printable(str(error)))
         Console(stderr=True).print(message, soft_wrap=True)
         status = 2
+    except KeyboardInterrupt:
+        status = 130  # as shells have it
     sys.exit(status)

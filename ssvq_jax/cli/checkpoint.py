@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from rich.progress import (
 from safetensors import SafetensorError, safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
-from ssvq_jax.export.container import DTYPES
+from ssvq_jax.export.container import DTYPES, check_replaceable
 from ssvq_jax.tree import decode
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -71,7 +72,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         stored = self.stored[name]
         if self.packed is not None:
-            return np.asarray(decode(self.packed[stored])).astype(self.dtype(name))
+            decoded = np.asarray(decode(self.packed[stored]))
+            return decoded.astype(self.dtype(name), copy=False)
         with self._naming(name):
             return self._file.get_tensor(stored)
 
@@ -123,6 +125,18 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._checkpoint[self._name], dtype)
+
+
+def check_target(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Raise before any work is done for an output that cannot be written.
+
+    Raises:
+      OSError: A directory that is missing or cannot be written; no regular file.
+      ValueError: The source itself.
+    """
+    check_replaceable(out)
+    if out.exists() and source.samefile(out):
+        raise ValueError(f"{out}: is the source; give the output another name")
 
 
 def original_name(name: str) -> str:

@@ -10,15 +10,20 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from rich.console import Console
+from rich.text import Text
 from tyro.conf import Positional
 
 import ssvq_jax.tree as tree
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, check_target, progress
 from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export import save
+from ssvq_jax.export.file import check_savable
+from ssvq_jax.export.structure import name_leaves
+from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
+from ssvq_jax.tree.rules import input_axis
 
 Method = Literal["ssvq", "vq", "uniform", "mvq"]
 Layout = Literal["torch", "flax"]
@@ -70,48 +75,53 @@ def compress(
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:
         raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
+    # All that can be refused is refused here, before hours of clustering.
+    check_target(source, out)
+    leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
+    check_savable(name_leaves(leaves)[0], alignment)
     chosen = _choose(checkpoint, include, exclude)
-    leaves: dict[str, Any] = {}
     rows: list[Row] = []
-    key = jax.random.key(seed)
+    kept: dict[str, str] = {}
+    key, original_size = jax.random.key(seed), source.stat().st_size
     with progress(json) as bar:
         for name in bar.track(checkpoint, description="Compressing"):
             shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
-            axis = _contracted_axis(shape, layout)
+            axis = _input_axis(name, shape, layout)
             size = math.prod(shape)
             original = 8 * dtype.itemsize * size
             fits = name in chosen and size >= min_weights
-            if not fits or not _gains(codec, shape, dtype, axis, original):
-                leaves[name] = checkpoint.lazy(name)
-                rows.append(Row(name, shape, NOT_COMPRESSED, size, original))
-                continue
-            weight = {name: jnp.asarray(checkpoint[name])}
-            rule = tree.Rule(re.escape(name), codec, axis=axis)
-            try:
-                node = tree.finalize(tree.compress(weight, [rule], key=key))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{source}: {error}") from error
-            rows.extend(tree.report(node, weight).rows)
-            leaves.update(node)
+            if fits and _gains(codec, shape, dtype, axis, original):
+                weight = {name: jnp.asarray(checkpoint[name])}
+                rule = tree.Rule(re.escape(name), codec, axis=axis)
+                try:
+                    node = tree.finalize(tree.compress(weight, [rule], key=key))
+                    rows.extend(tree.report(node, weight).rows)
+                    leaves.update(node)
+                    continue
+                except ValueError as error:  # NaN, or out of range for the codebook
+                    kept[name] = str(error)
+            rows.append(Row(name, shape, NOT_COMPRESSED, size, original))
     report = Report.of(rows)
     if not report.compressed.weights:
+        for reason in kept.values():
+            raise ValueError(f"{source}: {reason}")
         raise ValueError(
             f"{source}: nothing to compress: no tensor that --include and --exclude "
             f"let through has two axes and {min_weights} weights (--min-weights)"
         )
     described = {"layout": layout, "metadata": checkpoint.metadata}
     save(out, leaves, metadata={"source": described}, alignment=alignment)
-    size, original = out.stat().st_size, source.stat().st_size
     if json:
-        print(json_text.dumps(report_json(out, report), indent=1))
+        contents = {**report_json(out, report), "kept": kept}
+        print(json_text.dumps(contents, indent=1, allow_nan=False))
         return 0
     console = Console()
     console.print(_brief(report))
     describe_file(console, out)
-    console.print(
-        f"From {original:,} bytes: {original / size:.1f} times smaller.",
-        highlight=False,
-    )
+    ratio = original_size / out.stat().st_size
+    console.print(Text(f"From {original_size:,} bytes: {ratio:.1f} times smaller."))
+    for reason in kept.values():
+        console.print(Text(f"Kept as it is: {printable(reason)}", "yellow"))
     return 0
 
 
@@ -119,8 +129,9 @@ def _brief(report: Report) -> Report:
     """One row for all that is not compressed."""
     kept = [row for row in report.rows if row.rule == NOT_COMPRESSED]
     weights, bits = sum(row.weights for row in kept), sum(row.bits for row in kept)
-    row = Row(f"{len(kept)} others", None, NOT_COMPRESSED, weights, bits)
-    return Report.of([*(row for row in report.rows if row not in kept), row])
+    others = Row(f"{len(kept)} others", None, NOT_COMPRESSED, weights, bits)
+    compressed = [row for row in report.rows if row.rule != NOT_COMPRESSED]
+    return Report.of([*compressed, others])
 
 
 def _codec(
@@ -166,23 +177,22 @@ def _choose(checkpoint: Checkpoint, include: str, exclude: str | None) -> set[st
     return included - excluded
 
 
-def _contracted_axis(shape: tuple[int, ...], layout: Layout) -> int | None:
-    """The axis of the inputs; `None` where `compress` tells it from Flax's names."""
+def _input_axis(name: str, shape: tuple[int, ...], layout: Layout) -> int:
+    """The axis of the inputs."""
     if layout == "flax":
-        return None
+        return input_axis(name, shape)
     depthwise = len(shape) < 2 or shape[1] == 1
     return 0 if depthwise else 1
 
 
 def _gains(
-    codec: Codec, shape: tuple[int, ...], dtype: Any, axis: int | None, original: int
+    codec: Codec, shape: tuple[int, ...], dtype: Any, axis: int, original: int
 ) -> bool:
     """Whether a tensor can be compressed, and gets smaller."""
     if sum(n > 1 for n in shape) < 2:
         return False
     if dtype.name not in ("float32", "float16", "bfloat16"):
         return False
-    axis = len(shape) - 2 if axis is None else axis
     stored = 8 * sum(field.nbytes for field in codec.fields(shape, axis))
     if isinstance(codec, Uniform):
         return stored < original

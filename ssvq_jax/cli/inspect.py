@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from ssvq_jax.cli.checkpoint import Checkpoint, Flag, original_name, progress
 from ssvq_jax.export import FormatError, PackedFile, load
+from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 
 
@@ -72,8 +73,10 @@ def verify(
         if row["error"] is None and row["problem"] is None:
             continue
         shown = "" if row["error"] is None else f"{row['error']:.4f}"
-        problem = Text(row["problem"] or "ok", "red" if row["problem"] else "green")
-        table.add_row(Text(row["name"]), shown, problem)
+        problem = Text(
+            printable(row["problem"] or "ok"), "red" if row["problem"] else "green"
+        )
+        table.add_row(Text(printable(row["name"])), shown, problem)
     if table.row_count:
         console.print(table)
     console.print(
@@ -112,7 +115,8 @@ def diff(
     for header in ("parameter", "a", "b", "difference"):
         table.add_column(header, overflow="fold")
     for row in differing:
-        table.add_row(*(Text(row[key]) for key in ("name", "a", "b", "difference")))
+        cells = (row[key] for key in ("name", "a", "b", "difference"))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     if differing:
         console.print(table)
     console.print(
@@ -200,8 +204,11 @@ def _verify(
         return f"{found}, originally {expected.dtype}{list(expected.shape)}", None
     assert packed.packed is not None
     if packed.stored[name] in packed.packed.entries:
-        return None, relative_error(values, expected)
-    same = values.tobytes() == expected.tobytes()
+        error = relative_error(values, expected)
+        if not math.isfinite(error):
+            return "not finite, it or the original", None
+        return None, error
+    same = _same_bytes(values, expected)
     return None if same else "other values than the original", None
 
 
@@ -212,7 +219,7 @@ def _difference(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, str]:
     x, y = a[name], b[name]
     if (x.shape, x.dtype) != (y.shape, y.dtype):
         return {**described, "difference": "shape or dtype"}
-    if x.tobytes() == y.tobytes():
+    if _same_bytes(x, y):
         return {**described, "difference": "none"}
     error = relative_error(y, x)
     return {**described, "difference": f"relative squared error {error:.3g}"}
@@ -229,9 +236,16 @@ def _describe(checkpoint: Checkpoint, name: str) -> str:
     return f"{text} {packed.entries[checkpoint.stored[name]].codec.describe()}"
 
 
+def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays of one shape and dtype are the same, NaN and -0 included."""
+    x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (x, y))
+    return np.array_equal(x, y)
+
+
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
     """`||expected - values||^2 / ||expected||^2`; the numerator where that is 0."""
     expected = expected.astype(np.float64).ravel()
-    difference = values.astype(np.float64).ravel() - expected
+    difference = values.astype(np.float64).ravel()
+    difference -= expected
     norm = float(expected @ expected)
     return float(difference @ difference) / (norm if norm > 0 else 1.0)

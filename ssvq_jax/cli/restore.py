@@ -1,11 +1,14 @@
 """`ssvq decode`: a packed file back into the checkpoint that it came from."""
 
+import json as json_text
 import pathlib
 
+import numpy as np
 from rich.console import Console
+from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, check_target, progress
 from ssvq_jax.export import FormatError
 from ssvq_jax.export.container import NAMES, Tensor, header_bytes, replacing
 
@@ -14,7 +17,7 @@ def decode(
     file: Positional[pathlib.Path],
     out: Positional[pathlib.Path],
     *,
-    quiet: Flag = False,
+    json: Flag = False,
 ) -> int:
     """Write the decoded weights as a checkpoint, tensor by tensor.
 
@@ -23,9 +26,10 @@ def decode(
     Args:
       file: Packed file.
       out: Checkpoint to write, *.safetensors.
-      quiet: Print nothing.
+      json: Print JSON.
     """
     checkpoint = Checkpoint(file)
+    check_target(file, out)
     if checkpoint.packed is None:
         raise FormatError(f"{file}: not written by ssvq_jax")
     # Wider dtypes first: so every tensor is aligned to its own.
@@ -34,16 +38,16 @@ def decode(
         name: Tensor(NAMES[checkpoint.dtype(name).name], checkpoint.shape(name))
         for name in names
     }
-    with replacing(out) as target, progress(quiet) as bar:
+    with replacing(out) as target, progress(json) as bar:
         target.write(header_bytes(tensors, checkpoint.metadata))
         for name in bar.track(names, description="Decoding"):
-            target.write(checkpoint[name].tobytes())
-    if not quiet:
-        console = Console()
-        size, packed = out.stat().st_size, file.stat().st_size
-        console.print(
-            f"{out}: {size:,} bytes, {len(names)} tensors, from {packed:,} bytes.",
-            highlight=False,
-            markup=False,
-        )
+            weights = np.ascontiguousarray(checkpoint[name])
+            target.write(weights.reshape(-1).view(np.uint8).data)
+    size, packed = out.stat().st_size, file.stat().st_size
+    if json:
+        sizes = {"bytes": size, "tensors": len(names), "packed_bytes": packed}
+        print(json_text.dumps({"file": str(out), **sizes}))
+        return 0
+    text = f"{out}: {size:,} bytes, {len(names)} tensors, from {packed:,} bytes."
+    Console().print(Text(text))
     return 0

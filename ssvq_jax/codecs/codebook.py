@@ -250,14 +250,21 @@ def restore_codebook(
     shape: tuple[int, ...],
     block: int,
     axis: int,
+    dtype: Any,
 ) -> dict[str, Array | None]:
-    """The leaves `codebook`, `codes` and `scale` from stored arrays, checked."""
+    """The leaves `codebook`, `codes` and `scale` from stored arrays, checked.
+
+    Raises:
+      ValueError: A codebook or scale that is not finite, or not so in `dtype`.
+    """
     codebook = jnp.asarray(stored["codebook"].reshape(codewords, block))
-    require_finite("codebook", codebook.astype(jnp.float32))
+    values = codebook.astype(jnp.float32)
     scale = None
     if "scale" in stored:
         scale = jnp.asarray(stored["scale"].reshape(()))
         require_finite("scale", scale)
+        values = values * scale
+    require_finite("codebook", values.astype(dtype))
     codes = stored["codes"].astype(code_dtype(codewords))
     codes = jnp.asarray(codes.reshape(grid_shape(shape, block, axis)))
     return {"codebook": codebook, "codes": codes, "scale": scale}

@@ -95,11 +95,12 @@ class MVQ(Codec):
 
     def restore(self, shape, dtype, axis, stored):
         leaves = shared.restore_codebook(
-            stored, self.codewords, shape, self.block, axis
+            stored, self.codewords, shape, self.block, axis, dtype
         )
-        patterns = np.array(_patterns(*self.keep), np.uint32)[stored["mask"]]
         group = self.keep[1]
-        bits = (patterns[:, None] >> np.arange(group, dtype=np.uint32)) & 1
+        patterns = np.array(_patterns(*self.keep), np.uint32)
+        table = (patterns[:, None] >> np.arange(group, dtype=np.uint32)) & 1
+        bits = table.astype(np.uint8)[stored["mask"]]
         full = np.zeros((*grid_shape(shape, self.block, axis), self.block), np.uint8)
         groups = full.reshape(-1, group)
         groups[_stored_groups(shape, self, axis)] = bits
@@ -168,11 +169,13 @@ class MVQWeight(Compressed):
         groups = bits.reshape(-1, group)[
             _stored_groups(self.shape, self.codec, self.axis)
         ]
-        patterns = groups.astype(np.uint32) @ (1 << np.arange(group, dtype=np.uint32))
+        pairs = np.packbits(groups, axis=-1, bitorder="little").astype(np.uint16)
+        patterns = pairs[:, 0] if group <= 8 else pairs @ np.array([1, 256], np.uint16)
         stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
         # A group with padding may have less than N ones, all of them its lowest bits:
         # then the first pattern, which has those too, stands for it.
-        stored["mask"] = np.searchsorted(_patterns(*self.codec.keep), patterns)
+        ranks = np.searchsorted(_patterns(*self.codec.keep), np.arange(1 << group))
+        stored["mask"] = ranks.astype(np.uint16)[patterns]
         return stored
 
 

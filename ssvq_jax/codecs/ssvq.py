@@ -101,7 +101,7 @@ class SSVQ(Codec):
 
     def restore(self, shape, dtype, axis, stored):
         leaves = shared.restore_codebook(
-            stored, self.codewords, shape, self.block, axis
+            stored, self.codewords, shape, self.block, axis, dtype
         )
         signs = shared.from_valid_bits(stored["signs"], shape, self.block, axis)
         return SSVQWeight(

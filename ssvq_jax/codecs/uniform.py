@@ -86,7 +86,8 @@ class Uniform(Codec):
     def restore(self, shape, dtype, axis, stored):
         lowest, _ = self.limits
         scale = jnp.asarray(stored["scale"])
-        require_finite("scale", scale.astype(jnp.float32))
+        largest = scale.astype(jnp.float32) * -lowest
+        require_finite("scale", largest.astype(dtype))
         codes = (stored["codes"].astype(np.int16) + lowest).astype(np.int8)
         return UniformWeight(
             codec=self,

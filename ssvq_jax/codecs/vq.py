@@ -59,7 +59,7 @@ class VQ(Codec):
 
     def restore(self, shape, dtype, axis, stored):
         leaves = shared.restore_codebook(
-            stored, self.codewords, shape, self.block, axis
+            stored, self.codewords, shape, self.block, axis, dtype
         )
         return VQWeight(codec=self, shape=shape, dtype=dtype, axis=axis, **leaves)
 

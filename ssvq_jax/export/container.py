@@ -7,11 +7,15 @@ is hashed, and nothing in it may be said twice.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
 import pathlib
 import secrets
+import shutil
+import stat
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -40,7 +44,12 @@ DTYPES = {
 
 NAMES = {name: short for short, name in DTYPES.items()}
 
-_LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+LARGEST_HEADER = 100_000_000
+"""Bytes of JSON, the limit of the safetensors library."""
+
+MOST_AXES = 32
+
+_CHUNK = 1 << 26  # bytes
 LARGEST_SIZE = 1 << 48
 """No axis is as long."""
 
@@ -66,7 +75,7 @@ class Tensor:
 
 
 class Container:
-    """An open safetensors file: its header is read and checked, its data is mapped.
+    """An open safetensors file: its header is read and checked, its data is not.
 
     Attributes:
       path: The file's name, as text.
@@ -81,10 +90,12 @@ class Container:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
-        with open(self.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self.header = _read_header(file, size)
-            self._data = np.memmap(file, np.uint8, "r")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FormatError("no safetensors file: not a regular file")
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
+        self.header = self._read_header(size)
         content = _parse(self.header[8:])
         self.metadata = content.pop("__metadata__", {})
         if not isinstance(self.metadata, dict):
@@ -104,16 +115,33 @@ class Container:
                 f"bytes, it has {size}"
             )
 
-    def bytes_of(self, name: str) -> UInt8[np.ndarray, " bytes"]:
-        """The bytes of a tensor, a read-only view into the mapped file."""
-        tensor = self.tensors[name]
-        return self._data[tensor.start : tensor.start + tensor.nbytes]
+    def read(self, name: str) -> UInt8[np.ndarray, " bytes"]:
+        """The bytes of a tensor.
 
-    def array(self, name: str) -> np.ndarray:
-        """A copy of a tensor."""
+        They are read, not mapped: a file that is cut short meanwhile is an error then,
+        and not the end of the process.
+        """
         tensor = self.tensors[name]
-        data = np.array(self.bytes_of(name))
-        return data.view(jnp.dtype(DTYPES[tensor.dtype])).reshape(tensor.shape)
+        return self._read(tensor.start, tensor.nbytes)
+
+    def _read_header(self, size: int) -> bytes:
+        length = int.from_bytes(self._read(0, min(size, 8)).tobytes(), "little")
+        if size < 8 or length > min(LARGEST_HEADER, size - 8):
+            raise FormatError(
+                f"no safetensors file, or a truncated one: {size} bytes, header of "
+                f"{length}"
+            )
+        return self._read(0, 8 + length).tobytes()
+
+    def _read(self, start: int, size: int) -> UInt8[np.ndarray, " bytes"]:
+        data, done = np.empty(size, np.uint8), 0
+        while done < size:
+            part = os.pread(self._file, min(size - done, _CHUNK), start + done)
+            if not part:
+                raise FormatError("the file was cut short while it was read")
+            data[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
+        return data
 
 
 def header_bytes(
@@ -151,9 +179,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       OSError: A directory that is missing or cannot be written; names the path.
     """
     path = pathlib.Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
+        check_replaceable(path)
         with open(temporary, "xb") as file:
+            if path.exists():
+                shutil.copymode(path, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -166,14 +197,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def _read_header(file: BinaryIO, size: int) -> bytes:
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(_LARGEST_HEADER, size - 8):
-        raise FormatError(
-            f"no safetensors file, or a truncated one: {size} bytes, header of {length}"
-        )
-    return start + file.read(length)
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` if no file can be put at `path`, or what is there is no file."""
+    path = pathlib.Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "not a regular file", str(path))
+    if not stat.S_ISDIR(os.stat(path.parent).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path.parent))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "not writable", str(path.parent))
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -212,7 +244,7 @@ def _tensor(entry: Any, start: int, first: int) -> Tensor:
     """The tensor that starts at byte `start` of the file, from its header entry."""
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r} is not supported")
-    shape = tuple(natural("shape", n, LARGEST_SIZE) for n in entry["shape"])
+    shape = shape_of(entry["shape"])
     tensor = Tensor(entry["dtype"], shape, start)
     offsets = [start - first, start - first + tensor.nbytes]
     if entry["data_offsets"] != offsets:
@@ -220,6 +252,13 @@ def _tensor(entry: Any, start: int, first: int) -> Tensor:
             f"data_offsets: expected {offsets}, got {entry['data_offsets']}"
         )
     return tensor
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """A shape from JSON; else a `FormatError`. Its product stays a small integer."""
+    if not isinstance(value, list) or len(value) > MOST_AXES:
+        raise FormatError(f"shape: expected a list of at most {MOST_AXES} integers")
+    return tuple(natural("shape", n, LARGEST_SIZE) for n in value)
 
 
 def natural(name: str, value: Any, limit: int) -> int:

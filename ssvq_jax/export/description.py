@@ -8,14 +8,17 @@ from typing import Any
 
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.codecs.protocol import WEIGHT_DTYPES, Field
-from ssvq_jax.export.container import DTYPES, LARGEST_SIZE, NAMES, natural, parse_json
+from ssvq_jax.core.blocks import grid_shape
+from ssvq_jax.export.container import DTYPES, NAMES, natural, parse_json, shape_of
 from ssvq_jax.export.error import FormatError
 
 VERSION = 1
+LARGEST_ALIGNMENT = 1 << 20
 MOST_WEIGHTS_PER_BYTE = 256
 """A payload stores at least one byte for so many weights: what a file makes a reader
 allocate stays in proportion to its length."""
 
+_KEYS = ("version", "alignment", "codecs", "compressed", "containers", "metadata")
 _CODECS: dict[str, type[Codec]] = {
     codec.__name__: codec for codec in (SSVQ, VQ, Uniform, MVQ)
 }
@@ -48,12 +51,13 @@ class Entry:
         return sum(field.nbytes for field in self.fields)
 
     def check(self) -> None:
-        """Raise `ValueError` for more weights than a byte may stand for."""
-        size = math.prod(self.shape)
+        """Raise `ValueError` for more weights, padded, than a byte may stand for."""
+        block = getattr(self.codec, "block", 1)
+        size = block * math.prod(grid_shape(self.shape, block, self.axis))
         if size > MOST_WEIGHTS_PER_BYTE * self.nbytes:
             raise ValueError(
-                f"{size} weights in {self.nbytes} bytes; expected at most "
-                f"{MOST_WEIGHTS_PER_BYTE} per byte"
+                f"{size} weights, padding included, in {self.nbytes} bytes; expected "
+                f"at most {MOST_WEIGHTS_PER_BYTE} per byte"
             )
 
 
@@ -75,10 +79,9 @@ class Description:
 
     def to_json(self) -> str:
         """As text. The same description gives the same text."""
-        codecs: list[Codec] = []
+        codecs: dict[Codec, int] = {}
         for entry in self.entries:
-            if entry.codec not in codecs:
-                codecs.append(entry.codec)
+            codecs.setdefault(entry.codec, len(codecs))
         content = {
             "version": VERSION,
             "alignment": self.alignment,
@@ -87,7 +90,7 @@ class Description:
                 for codec in codecs
             ],
             "compressed": [
-                [codecs.index(x.codec), NAMES[x.dtype], x.axis, list(x.shape)]
+                [codecs[x.codec], NAMES[x.dtype], x.axis, list(x.shape)]
                 for x in self.entries
             ],
             "containers": self.containers,
@@ -111,7 +114,9 @@ class Description:
         version = content.get("version")
         if type(version) is not int or version != VERSION:
             raise FormatError(f"version: expected {VERSION}, got {version!r}")
-        alignment = natural("alignment", content.get("alignment"), 1 << 20)
+        if set(content) != set(_KEYS):
+            raise FormatError(f"expected {', '.join(_KEYS)}, got {', '.join(content)}")
+        alignment = natural("alignment", content["alignment"], LARGEST_ALIGNMENT)
         if alignment.bit_count() != 1:
             raise FormatError(f"alignment: expected a power of two, got {alignment}")
         codecs = [_codec(entry) for entry in _expect(content, "codecs", list)]
@@ -134,11 +139,9 @@ class Description:
 def _entry(name: str, listed: Any, codecs: Sequence[Codec]) -> Entry:
     try:
         codec, dtype, axis, shape = listed
-        if not shape or not isinstance(shape, list):
-            raise ValueError(f"shape: expected at least one axis, got {shape!r}")
-        shape = tuple(natural("shape", n, LARGEST_SIZE) for n in shape)
-        if 0 in shape:
-            raise ValueError(f"shape: expected no empty axis, got {shape}")
+        shape = shape_of(shape)
+        if not shape or 0 in shape:
+            raise ValueError(f"shape: expected axes, none empty, got {shape}")
         if DTYPES.get(dtype) not in WEIGHT_DTYPES:
             raise ValueError(f"dtype: expected a floating one, got {dtype!r}")
         entry = Entry(
@@ -156,8 +159,14 @@ def _entry(name: str, listed: Any, codecs: Sequence[Codec]) -> Entry:
 def _codec(entry: Any) -> Codec:
     """A codec from JSON; its own checks refuse values out of range."""
     try:
+        if not isinstance(entry, dict):
+            raise TypeError("expected a mapping")
         options = dict(entry)
-        return _CODECS[options.pop("name")](**options)
+        codec = _CODECS[options.pop("name")]
+        names = {field.name for field in dataclasses.fields(codec)}
+        if set(options) != names:
+            raise ValueError(f"expected the options {', '.join(sorted(names))}")
+        return codec(**options)
     except (TypeError, KeyError, ValueError, ArithmeticError) as error:
         raise FormatError(f"codec: {str(entry)[:200]}: {error}") from error
 

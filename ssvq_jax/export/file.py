@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,16 +15,18 @@ from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.codecs.protocol import Field
 from ssvq_jax.export.container import (
     DTYPES,
+    LARGEST_HEADER,
     NAMES,
     Container,
     Tensor,
     header_bytes,
+    parse_json,
     replacing,
 )
-from ssvq_jax.export.description import Description, Entry
+from ssvq_jax.export.description import LARGEST_ALIGNMENT, Description, Entry
 from ssvq_jax.export.error import FormatError
 from ssvq_jax.export.packing import pack_integers, unpack_integers
-from ssvq_jax.export.structure import build_tree, name_leaves
+from ssvq_jax.export.structure import build_tree, check_name, name_leaves
 from ssvq_jax.tree import finalize
 
 _KEY = "ssvq_jax"
@@ -78,12 +80,8 @@ def save(
       ...     == ssvq.decode(ssvq.finalize(compressed))["kernel"]).all())
       True
     """
-    if alignment.bit_count() != 1 or not 0 < alignment < 1 << 20:
-        raise ValueError(f"alignment: expected a power of two, got {alignment}")
     leaves, containers = name_leaves(tree)
-    for name in ("__metadata__", _HASHES):
-        if name in leaves:
-            raise ValueError(f"{name}: the file keeps this name for itself")
+    check_savable(leaves, alignment)
     nodes = {name: leaf for name, leaf in leaves.items() if is_compressed(leaf)}
     plain = {name: _plain_tensor(name, leaves[name]) for name in leaves.keys() - nodes}
     plain = {name: plain[name] for name in leaves if name in plain}
@@ -101,7 +99,13 @@ def save(
         _HASHES: Tensor("U8", (hashes,)),
         **{n: Tensor("U8", (size + -size % alignment,)) for n, size in sizes.items()},
     }
-    header = header_bytes(tensors, {_KEY: description.to_json()}, max(8, alignment))
+    text = _checked_json(description)
+    header = header_bytes(tensors, {_KEY: text}, max(8, alignment))
+    if len(header) > LARGEST_HEADER:
+        raise ValueError(
+            f"the header has {len(header)} bytes; expected at most {LARGEST_HEADER}: "
+            "keep less metadata"
+        )
     digests = [_hash(header)]
 
     with replacing(path) as file:
@@ -113,7 +117,9 @@ def save(
         for name, node in nodes.items():
             packed = _pack(name, node)
             fill = tensors[name].nbytes - packed.size
-            digests.append(_write(file, np.pad(packed, (0, fill))))
+            if fill:
+                packed = np.pad(packed, (0, fill))
+            digests.append(_write(file, packed))
         file.seek(place)
         file.write(b"".join(digests))
 
@@ -144,7 +150,7 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> Any:
 class PackedFile(Mapping[str, Any]):
     """An open packed file: its parameters by name, each read when it is asked for.
 
-    Opening it reads the header. A parameter's bytes are mapped, checked against their
+    Opening it reads the header. A parameter's bytes are read, checked against their
     hash and unpacked anew every time; no other parameter's are touched.
 
     Attributes:
@@ -168,10 +174,17 @@ class PackedFile(Mapping[str, Any]):
             if not isinstance(header, str) or _HASHES not in self.tensors:
                 raise FormatError("not written by ssvq_jax: its description is missing")
             names = list(self.tensors)
+            for name in names:
+                check_name(name)
             payloads = names[names.index(_HASHES) + 1 :]
             self._names = [name for name in names if name != _HASHES]
             self._digests = self._read_digests()
             description = Description.from_json(header, payloads)
+            start, size = self.tensors[_HASHES].start, 8 * (1 + len(self._names))
+            if self.tensors[_HASHES].shape != (
+                size + -(start + size) % description.alignment,
+            ):
+                raise FormatError(f"{_HASHES}: expected {size} bytes and fill")
             self.metadata = description.metadata
             self.entries = dict(zip(payloads, description.entries, strict=True))
             self._containers = description.containers
@@ -191,12 +204,13 @@ class PackedFile(Mapping[str, Any]):
         if name not in self:
             raise KeyError(name)
         with _naming(self.path, name):
-            data = self._container.bytes_of(name)
+            data = self._container.read(name)
             if _hash(data) != self._digests[name]:
                 raise FormatError("the values do not match their hash")
             if name in self.entries:
                 return _unpack(self.entries[name], data)
-            array = self._container.array(name)
+            tensor = self.tensors[name]
+            array = data.view(jnp.dtype(DTYPES[tensor.dtype])).reshape(tensor.shape)
             if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
                 raise FormatError("expected booleans of 0 and 1")
             # JAX would narrow 64 bits where they are not enabled.
@@ -219,11 +233,12 @@ class PackedFile(Mapping[str, Any]):
     def _read_digests(self) -> dict[str, bytes]:
         """The hashes of all parameters by name; the header's is checked."""
         tensor = self.tensors[_HASHES]
-        data = self._container.bytes_of(_HASHES).tobytes()
         size = _HASH_BYTES * (1 + len(self._names))
-        if tensor.dtype != "U8" or len(tensor.shape) != 1 or len(data) < size:
-            raise FormatError(f"{_HASHES}: expected {size} bytes")
-        if any(data[size:]):
+        most = size + LARGEST_ALIGNMENT
+        if tensor.dtype != "U8" or not size <= tensor.nbytes < most:
+            raise FormatError(f"{_HASHES}: expected {size} bytes and fill")
+        data = self._container.read(_HASHES).tobytes()
+        if data.rstrip(b"\0") != data[:size].rstrip(b"\0"):
             raise FormatError(f"{_HASHES}: expected zeros after {size} bytes")
         digests = [data[i : i + _HASH_BYTES] for i in range(0, size, _HASH_BYTES)]
         if _hash(self._container.header) != digests[0]:
@@ -239,6 +254,30 @@ def _naming(*names: str) -> Iterator[None]:
     except _REFUSALS as error:
         place = ": ".join(filter(None, names))
         raise FormatError(f"{place}: {error}") from error
+
+
+def check_savable(names: Iterable[str], alignment: int) -> None:
+    """Raise `TypeError` or `ValueError` for what `save` would not accept, early."""
+    for name in ("__metadata__", _HASHES):
+        if name in names:
+            raise ValueError(f"{name}: the file keeps this name for itself")
+    if isinstance(alignment, bool) or not isinstance(alignment, int):
+        raise TypeError(f"alignment: expected an integer, got {alignment!r}")
+    if alignment.bit_count() != 1 or not 0 < alignment < LARGEST_ALIGNMENT:
+        raise ValueError(
+            f"alignment: expected a power of two below {LARGEST_ALIGNMENT}, "
+            f"got {alignment}"
+        )
+
+
+def _checked_json(description: Description) -> str:
+    """The description as text that a reader takes."""
+    try:
+        text = description.to_json()
+        parse_json(text)
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise type(error)(f"metadata: expected JSON: {error}") from error
 
 
 def _entry(name: str, node: Compressed) -> Entry:

@@ -15,7 +15,7 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.export.error import FormatError
-from ssvq_jax.tree.paths import is_box
+from ssvq_jax.tree.paths import is_box, is_printable, printable
 
 KINDS = ("dict", "int", "list", "tuple", "null")
 """A dict (listed if it is empty), a dict with integer keys, a list, a tuple, None."""
@@ -28,7 +28,7 @@ def name_leaves(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises:
       TypeError: A key that is neither text nor an integer.
-      ValueError: A key that is empty or not printable, a tree that is too deep.
+      ValueError: A key that is empty or has control characters, a tree too deep.
     """
     leaves: dict[str, Any] = {}
     containers: dict[str, str] = {}
@@ -63,10 +63,11 @@ def build_tree(leaves: Mapping[str, Any], containers: Mapping[str, str]) -> Any:
         return leaves[""]
     root = _Node("dict")
     for name, kind in containers.items():
+        keys = _keys(name)
         if kind not in KINDS:
-            raise FormatError(f"{name or 'tree'}: unknown container {kind!r}")
+            raise FormatError(f"{name or 'tree'}: unknown container {str(kind)[:80]!r}")
         node = root
-        for key in _keys(name):
+        for key in keys:
             node = node.children.setdefault(key, _Node("dict"))
         node.kind = kind
     for name, value in leaves.items():
@@ -124,12 +125,18 @@ def _keys(name: str) -> list[str]:
     """The keys of a name, checked."""
     if not name:
         return []
-    keys = name.split("/")
-    if not name.isprintable() or "" in keys or len(keys) > _DEEPEST:
+    check_name(name)
+    return [key.replace("~1", "/").replace("~0", "~") for key in name.split("/")]
+
+
+def check_name(name: str) -> None:
+    """Raise `FormatError` for a name that `name_leaves` would not have given."""
+    keys = name.split("/") if name else ["-"]
+    if not is_printable(name) or "" in keys or len(keys) > _DEEPEST:
         raise FormatError(
-            f"{name[:80]!r}: expected printable keys, at most {_DEEPEST} of them"
+            f"{printable(name[:80])!r}: expected keys without control characters, at "
+            f"most {_DEEPEST}, none empty"
         )
-    return [key.replace("~1", "/").replace("~0", "~") for key in keys]
 
 
 def _children(name: str, value: Any) -> tuple[str, Sequence[tuple[str | int, Any]]]:
@@ -168,6 +175,9 @@ def _key(name: str, key: Any) -> str | int:
 
 
 def _escape(name: str, key: str) -> str:
-    if not key or not key.isprintable():
-        raise ValueError(f"{name or 'tree'}: expected printable keys, got {key!r}")
+    if not key or not is_printable(key):
+        raise ValueError(
+            f"{name or 'tree'}: expected keys that are not empty and have no control "
+            f"characters, got {printable(key)!r}"
+        )
     return key.replace("~", "~0").replace("/", "~1")

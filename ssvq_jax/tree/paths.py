@@ -1,5 +1,6 @@
 """Names of parameters: the keys on the way to a leaf, joined by `/`."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,19 @@ import jax
 from flax import nnx
 from flax.core.meta import AxisMetadata
 from jax.tree_util import KeyPath
+
+# C0, DEL and C1, the separators of lines and paragraphs, surrogates.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def is_printable(name: str) -> bool:
+    """Whether a name is free of control characters."""
+    return _CONTROL.search(name) is None
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes, safe to show on a terminal."""
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def is_box(x: Any) -> bool:

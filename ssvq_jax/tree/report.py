@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.tree.paths import flatten
+from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
 _TITLES = (
@@ -178,7 +178,10 @@ def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> f
 @jax.jit
 def _squared_error(node: Compressed, original: Any) -> jax.Array:
     original = jnp.asarray(original).astype(jnp.float32)
-    difference = original - node.decode().astype(jnp.float32)
+    largest = jnp.max(jnp.abs(original))
+    unit = jnp.where(largest > 0, largest, 1.0)  # squares of large weights overflow
+    original = original / unit
+    difference = original - node.decode().astype(jnp.float32) / unit
     norm = jnp.sum(jnp.square(original))
     error = jnp.sum(jnp.square(difference))
     return jnp.where(norm > 0, error / jnp.where(norm > 0, norm, 1.0), error)
@@ -200,7 +203,7 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
     if row.shape is None:
         name = f"{name}, {row.weights:,} weights"
     return (
-        Text(name),  # no markup
+        Text(printable(name)),  # no markup
         shape,
         row.rule,
         f"{row.bits_per_weight:.3f}",

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ssvq_jax.codecs import Codec, encode, is_compressed
+from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
 
@@ -105,16 +107,19 @@ def compress(
         if rule is None or rule.codec is None:
             leaves.append(leaf)
             continue
+        axis = rule.axis
         try:
             if is_compressed(leaf):
                 raise ValueError(f"compressed already, by {leaf.codec.describe()}")
+            if axis is None:
+                axis = input_axis(path, jnp.shape(leaf))
             leaves.append(
                 encode(
                     rule.codec,
                     leaf,
                     key=jax.random.fold_in(key, zlib.crc32(path.encode())),
                     importance=weights.get(path),
-                    axis=_axis(path, leaf) if rule.axis is None else rule.axis,
+                    axis=axis,
                 )
             )
         except (TypeError, ValueError) as error:
@@ -122,13 +127,18 @@ def compress(
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _axis(path: str, leaf: Any) -> int | None:
-    """The contracted axis where the name tells more than the shape."""
+def input_axis(path: str, shape: tuple[int, ...]) -> int:
+    """The axis that a Flax layer contracts, by the name and shape of its parameter.
+
+    Example:
+      >>> input_axis("token/embedding", (1000, 64)), input_axis("mlp/kernel", (64, 256))
+      (1, 0)
+    """
     if path.rpartition("/")[2] == "embedding":
-        return -1
-    if getattr(leaf, "ndim", 0) >= 3 and _ATTENTION_INPUT.fullmatch(path):
-        return -3
-    return None
+        return len(shape) - 1
+    if len(shape) >= 3 and _ATTENTION_INPUT.fullmatch(path):
+        return len(shape) - 3
+    return contracted_axis(shape)
 
 
 def _no_match(pattern: str, paths: list[str]) -> str:

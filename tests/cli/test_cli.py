@@ -96,7 +96,7 @@ def test_there_and_back(method, source, tmp_path, ssvq_command):
     file = ssvq.load(packed, lazy=True)
     assert {e.codec for e in file.entries.values()} == {METHODS[method]}
 
-    assert ssvq_command("decode", packed, out, "--quiet")[0] == 0
+    assert ssvq_command("decode", packed, out, "--json")[0] == 0
     decoded = load_file(out)
     with safe_open(out, "np") as restored:
         assert restored.metadata() == {"format": "pt"}
@@ -211,6 +211,67 @@ def test_files_that_cannot_be_read(source, tmp_path, ssvq_command):
     assert ssvq_command("compress", path, out)[0] == 0
     status, _, error = ssvq_command("compress", out, tmp_path / "y")
     assert status == 2 and "packed already" in error
+
+
+def test_what_cannot_be_compressed_is_kept_and_named(source, tmp_path, ssvq_command):
+    path, tensors = source
+    tensors["layers.0.linear.weight"][0, 0] = np.nan
+    tensors["a/~b[red]"] *= 1e-12  # below float16
+    save_file(tensors, path)
+    status, output, _ = ssvq_command("compress", path, tmp_path / "x", "--json")
+    kept = json.loads(output)["kept"]
+    assert status == 0 and set(kept) == {"layers.0.linear.weight", "a/~b[red]"}
+    assert "NaN" in kept["layers.0.linear.weight"]
+    assert "underflows" in kept["a/~b[red]"]
+    status, output, _ = ssvq_command("compress", path, tmp_path / "x")
+    assert "Kept as it is" in output
+    arguments = "verify", tmp_path / "x", "--against", path
+    assert ssvq_command(*arguments)[0] == 0
+
+
+def test_large_weights_and_errors_that_are_not_finite(tmp_path, rng, ssvq_command):
+    path, other, packed = (tmp_path / name for name in ("a", "b", "c"))
+    weight = (rng.normal(size=(64, 64)) * 1e25).astype("f4")
+    save_file({"w": weight}, path)
+    arguments = "compress", path, packed, "--json", "--codebook-dtype", "float32"
+    status, output, _ = ssvq_command(*arguments)
+    assert status == 0 and 0 < json.loads(output)["parameters"][0]["error"] < 1
+    weight[0, 0] = np.inf
+    save_file({"w": weight}, other)
+    arguments = "verify", packed, "--against", other, "--json"
+    status, output, _ = ssvq_command(*arguments)
+    assert status == 1 and not json.loads(output)["ok"]
+
+
+def test_flax_kernels_of_which_the_name_tells_the_axis(tmp_path, rng, ssvq_command):
+    path, packed = tmp_path / "a", tmp_path / "b"
+    save_file({"dw/kernel": rng.normal(size=(3, 3, 1, 512)).astype("f4")}, path)
+    arguments = "compress", path, packed, "--layout", "flax", "--codewords"
+    status, _, error = ssvq_command(*arguments, 600)  # it has 576 blocks
+    assert status == 2 and "nothing to compress" in error
+    assert ssvq_command(*arguments, 500)[0] == 0
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path, ssvq_command):
+    path, other = tmp_path / "a", tmp_path / "b"
+    save_file({"\x1b[31mEVIL\x1b]0;x\x07": np.ones(2)}, path)
+    save_file({"b": np.ones(2)}, other)
+    for arguments in (["diff", path, other], ["compress", path, tmp_path / "c"]):
+        status, output, error = ssvq_command(*arguments)
+        assert status and "EVIL" in output + error
+        assert "\x1b[31m" not in output + error
+
+
+def test_the_source_is_not_overwritten(source, tmp_path, ssvq_command):
+    path, _ = source
+    before = path.read_bytes()
+    for out in (path, tmp_path, tmp_path / "absent" / "x"):
+        status, _, error = ssvq_command("compress", path, out)
+        assert status == 2 and error
+    assert path.read_bytes() == before
+    packed = tmp_path / "x"
+    ssvq_command("compress", path, packed)
+    assert ssvq_command("decode", packed, packed)[0] == 2
 
 
 def test_damage_is_found_and_named(source, tmp_path, ssvq_command):

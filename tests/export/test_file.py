@@ -1,3 +1,4 @@
+import json
 import os
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
 from ssvq_jax.codecs.vq import VQWeight
-from tests.export.rewriting import put_together, rewrite
+from tests.export.rewriting import put_together, repaired, rewrite
 
 CODECS = [
     ssvq.SSVQ(4, 8),
@@ -202,8 +203,8 @@ def _bad_code(spec, tensors):
 
 
 def _bad_mask(spec, tensors):
-    spec["codecs"] = [{"name": "MVQ", "codewords": 2, "block": 4, "keep": [1, 3]}]
-    spec["codecs"][0].update(block=3)
+    sizes = {"codewords": 2, "block": 3, "keep": [1, 3], "codebook_dtype": "int8"}
+    spec["codecs"] = [{"name": "MVQ", **sizes}]
     spec["compressed"] = [[0, "F32", 0, [3, 2]]]
     payload = [1, 2, 3, 4, 5, 6, 0, 0, 0, 0x3F, 0, 0b1110]
     tensors["a/kernel"] = np.array(payload, np.uint8)
@@ -216,17 +217,20 @@ def _nan_codebook(spec, tensors):
 
 
 def _infinite_scale(spec, tensors):
-    spec["codecs"] = [{"name": "Uniform", "bits": 2}]
+    spec["codecs"] = [{"name": "Uniform", "bits": 2, "scale_dtype": "float16"}]
     spec["compressed"] = [[0, "F32", 0, [4, 1]]]
     tensors["a/kernel"] = np.array([0, 0x7C, 0], np.uint8)
 
 
-def _bomb(codec, bytes_, shape):
+def _bomb(block, bytes_, shape, axis=0, name="VQ"):
     """A payload of few bytes that stands for a huge weight."""
+    codec = {"name": name, "codewords": 2, "block": block, "codebook_dtype": "int8"}
+    if name == "SSVQ":
+        codec.update(learn_signs=False, latent_scale=1.0)
 
     def change(spec, tensors):
         spec["codecs"] = [codec]
-        spec["compressed"] = [[0, "F32", 0, shape]]
+        spec["compressed"] = [[0, "F32", axis, shape]]
         tensors["a/kernel"] = np.zeros(bytes_, np.uint8)
 
     return change
@@ -256,11 +260,11 @@ def _rename(name):
         (_spec(containers={"": "int"}), "tree: keys are no integers"),
         (_spec(containers={"b": "null"}), "b: both"),
         (_spec(containers={"a": "null"}), "a: None with parameters"),
-        (_spec(containers={"a//b": "dict"}), "expected printable keys"),
+        (_spec(containers={"a//b": "dict"}), "without control"),
         (_spec(containers={"x/" * 99 + "x": "dict"}), "at most 64"),
         (_spec(alignment=0), "alignment"),
         (_spec(alignment=3), "alignment: expected a power of two"),
-        (_spec(alignment=64), "a/kernel: expected 64 bytes"),
+        (_spec(alignment=64), "ssvq_jax.hashes: expected 24 bytes"),
         (_spec(alignment=1 << 40), "alignment"),
         (_codec(name="os.system"), "codec.*os.system"),
         (_codec(name=[]), "codec"),
@@ -290,16 +294,19 @@ def _rename(name):
         (_bad_mask, "a/kernel: mask: expected values below 3, got 3"),
         (_nan_codebook, "a/kernel: codebook.*1 NaN"),
         (_infinite_scale, "a/kernel: scale.*1 NaN or inf"),
+        (_bomb(2**40, 4, [2**41]), "a/kernel: expected .* bytes"),
+        (_bomb(4096, 8708, [2**24]), "a/kernel: 16777216 weights, padding included"),
         (
-            _bomb({"name": "VQ", "codewords": 2, "block": 2**40}, 4, [2**41]),
-            "a/kernel: expected|weights in",
+            _bomb(200_000, 450_004, [200_000, 1], 1, "SSVQ"),
+            "a/kernel: 40000000000 weights, padding included",
         ),
-        (
-            _bomb({"name": "VQ", "codewords": 2, "block": 4096}, 2**14 + 512, [2**24]),
-            "a/kernel: 16777216 weights in 16896 bytes",
-        ),
-        (_rename("a/../../etc/\x1b[2J"), "printable"),
-        (_rename("/etc/passwd"), "printable"),
+        (_set(shape=[2**47] * 33), "a/kernel: shape: expected a list of at most 32"),
+        (_codec(latent_scale=float("inf")), "Infinity is no JSON"),
+        (lambda spec, tensors: spec["codecs"][0].pop("block"), "expected the options"),
+        (_spec(codecs=[[["name", "SSVQ"]]]), "expected a mapping"),
+        (_spec(more=1), "expected version, alignment"),
+        (_rename("a/../../etc/\x1b[2J"), "no safetensors|without control"),
+        (_rename("/etc/passwd"), "none empty"),
         (_rename("b/c"), "b/c: lies in another parameter"),
         (_rename(""), "without a name"),
     ],
@@ -339,6 +346,75 @@ def test_headers_that_do_not_add_up(saved, old, new, message):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
     with pytest.raises(ssvq.FormatError, match=f"small.ssvq.*({message}|hash)"):
         ssvq.load(path)
+
+
+def test_a_shape_of_many_axes_is_refused_at_once(saved):
+    path, _ = saved
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    shape = f'"shape":[{",".join(["281474976710655"] * 40_000)}]'.encode()
+    header = data[8 : 8 + length].replace(b'"shape":[3]', shape)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(ssvq.FormatError, match="b.*at most 32"):
+        ssvq.load(path)
+
+
+def test_hashes_with_a_long_tail_are_refused(saved):
+    path, _ = saved
+    rewrite(path, lambda spec, tensors: None)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["ssvq_jax.hashes"].update(shape=[2**24], data_offsets=[12, 12 + 2**24])
+    start, stop = header["a/kernel"]["data_offsets"]
+    header["a/kernel"]["data_offsets"] = [12 + 2**24, 12 + 2**24 + stop - start]
+    text = json.dumps(header).encode()
+    body = data[8 + length :]
+    tail = bytes(2**24 - 24)
+    body = body[:36] + tail + body[36:]
+    path.write_bytes(repaired(len(text).to_bytes(8, "little") + text + body))
+    with pytest.raises(ssvq.FormatError, match="hashes: expected 24 bytes and fill"):
+        ssvq.load(path, lazy=True)
+
+
+def test_a_file_that_is_cut_short_while_it_is_open(saved):
+    path, _ = saved
+    file = ssvq.load(path, lazy=True)
+    os.truncate(path, path.stat().st_size - 10)
+    with pytest.raises(ssvq.FormatError, match="a/kernel: the file was cut short"):
+        file["a/kernel"]
+
+
+def test_only_regular_files_are_read_and_replaced(tmp_path):
+    fifo, folder = tmp_path / "fifo", tmp_path / "folder"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    for path in (fifo, folder):
+        with pytest.raises(ssvq.FormatError, match=f"{path.name}.*regular"):
+            ssvq.load(path)
+        with pytest.raises(OSError, match=f"cannot write.*regular.*{path.name}"):
+            ssvq.save(path, {"a": np.ones(2)})
+    assert fifo.is_fifo() and folder.is_dir()
+    private = tmp_path / "private"
+    private.touch(mode=0o600)
+    ssvq.save(private, {"a": np.ones(2)})
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "message"),
+    [
+        ({1: "a", "1": "b"}, ValueError, "metadata.*'1' appears twice"),
+        ({"x": np.int64(3)}, TypeError, "metadata.*JSON"),
+        ({"x": float("nan")}, ValueError, "metadata"),
+        ({"x": "a" * 101_000_000}, ValueError, "keep less metadata"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_metadata_that_could_not_be_read_again(metadata, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        ssvq.save(tmp_path / "x", {"a": np.ones(2)}, metadata=metadata)
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_and_missing_files(tmp_path):
@@ -418,7 +494,7 @@ def test_trees_that_cannot_be_saved(tmp_path, rng, key):
     with pytest.raises(ValueError, match="__metadata__"):
         ssvq.save(tmp_path / "x", {"__metadata__": np.ones(1)})
     for key_ in ("", "a\n", "\x1b[2J"):
-        with pytest.raises(ValueError, match="tree: expected printable keys"):
+        with pytest.raises(ValueError, match="tree: expected keys that are not empty"):
             ssvq.save(tmp_path / "x", {key_: np.ones(1)})
     deep = np.ones(1)
     for _ in range(65):
@@ -436,7 +512,9 @@ def test_trees_that_cannot_be_saved(tmp_path, rng, key):
         codebook=jnp.zeros((2, 4096)),
         codes=jnp.zeros(4096, jnp.uint8),
     )
-    with pytest.raises(ValueError, match="a: 16777216 weights in 16896 bytes"):
+    with pytest.raises(
+        ValueError, match="a: 16777216 weights, padding included, in 16896 b"
+    ):
         ssvq.save(tmp_path / "x", {"a": huge})
     stack = rng.normal(size=(2, 8, 4)).astype("f4")
     keys = jax.random.split(key, 2)
