@@ -1,0 +1,157 @@
+"""How the operands of a workload lie in memory: bytes by kind, codewords, signs."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from ssvq_jax.accelerator.workloads import MatMul
+from ssvq_jax.codecs import Codec, Uniform, is_compressed
+from ssvq_jax.core.blocks import grid_shape
+from ssvq_jax.export import PackedFile, load
+from ssvq_jax.export.description import Entry
+from ssvq_jax.tree.paths import flatten
+
+WEIGHT_KINDS = ("weights", "codes", "signs", "masks", "codebooks")
+_KINDS = {
+    "codebook": "codebooks",
+    "scale": "codebooks",
+    "codes": "codes",
+    "signs": "signs",
+    "mask": "masks",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One operand in memory.
+
+    Attributes:
+      streamed: Bytes by kind that are read tile by tile.
+      codebook: Bytes of codebook and scales, read once per matrix.
+      block: Weights per codeword; `None` where weights pass the decoder by.
+      signed: Whether the decoder negates weights by a sign bit.
+    """
+
+    streamed: Mapping[str, int]
+    codebook: int = 0
+    block: int | None = None
+    signed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """All its bytes."""
+        return self.codebook + sum(self.streamed.values())
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Stored":
+        """What a packed file stores of a parameter."""
+        sizes = {field.name: field.nbytes for field in entry.fields}
+        streamed = {
+            _KINDS[name]: size
+            for name, size in sizes.items()
+            if _KINDS[name] != "codebooks"
+        }
+        codebook = sum(sizes.values()) - sum(streamed.values())
+        block = None if isinstance(entry.codec, Uniform) else entry.codec.block  # type: ignore[attr-defined]
+        return cls(streamed, codebook, block, "signs" in sizes)
+
+
+def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:
+    """The operand of every product; `None` for activations.
+
+    Args:
+      workload: Products.
+      weights: "int8" or "float32"; a packed file, open or by its path, or a tree of
+        compressed weights, whose parameters have the products' names; or a codec, for
+        what it would store of every matrix that has as many blocks as codewords (int8
+        for the others).
+
+    Raises:
+      TypeError: Weights that are none of these.
+      OSError, FormatError: A file that cannot be read.
+      ValueError: A parameter that is missing, or of another size than its product.
+    """
+    if isinstance(weights, str) and weights in ("int8", "float32"):
+        size = jnp.dtype(weights).itemsize
+        return [
+            Stored({"weights": size * product.weight_count})
+            if product.weights
+            else None
+            for product in workload
+        ]
+    if isinstance(weights, Codec):
+        return [_by_codec(product, weights) for product in workload]
+    if isinstance(weights, str | os.PathLike):
+        weights = load(weights, lazy=True)
+    if isinstance(weights, PackedFile):
+        found = _of_file(weights)
+    elif isinstance(weights, Mapping | list | tuple) or is_compressed(weights):
+        found = _of_tree(weights)
+    else:
+        raise TypeError(
+            "weights: expected 'int8', 'float32', a codec, a packed file or a tree, "
+            f"got {type(weights).__name__}"
+        )
+    return [_find(product, found) for product in workload]
+
+
+def _by_codec(product: MatMul, codec: Codec) -> Stored | None:
+    if product.weights is None:
+        return None
+    shape, axis = (product.k * product.n, product.count), 1  # depthwise: channels
+    if product.count == 1:
+        shape, axis = (product.k, product.n), 0
+    if not isinstance(codec, Uniform):
+        blocks = math.prod(grid_shape(shape, codec.block, axis))  # type: ignore[attr-defined]
+        if blocks < codec.codewords:  # type: ignore[attr-defined]
+            return Stored({"weights": product.weight_count})
+    return Stored.of(Entry(codec, "float32", axis, shape))
+
+
+def _of_file(file: PackedFile) -> dict[str, tuple[int, Stored]]:
+    found = {}
+    for name, tensor in file.tensors.items():
+        original = name.replace("~1", "/").replace("~0", "~")
+        if name in file.entries:
+            entry = file.entries[name]
+            found[original] = math.prod(entry.shape), Stored.of(entry)
+        else:
+            stored = Stored({"weights": tensor.nbytes})
+            found[original] = math.prod(tensor.shape), stored
+    return found
+
+
+def _of_tree(tree: Any) -> dict[str, tuple[int, Stored]]:
+    found = {}
+    for name, leaf in flatten(tree, is_compressed)[0].items():
+        if is_compressed(leaf):
+            dtype = jnp.dtype(leaf.dtype).name
+            entry = Entry(leaf.codec, dtype, leaf.axis, tuple(leaf.shape))
+            found[name] = leaf.size, Stored.of(entry)
+        else:
+            size = math.prod(jnp.shape(leaf))
+            itemsize = jnp.result_type(leaf).itemsize
+            found[name] = size, Stored({"weights": size * itemsize})
+    return found
+
+
+def _find(product: MatMul, found: Mapping[str, tuple[int, Stored]]) -> Stored | None:
+    if product.weights is None:
+        return None
+    if product.weights not in found:
+        near = difflib.get_close_matches(product.weights, found, n=5, cutoff=0.0)
+        raise ValueError(
+            f"{product.weights}: not in the weights; near it: {', '.join(near)}"
+        )
+    size, stored = found[product.weights]
+    if size != product.weight_count:
+        raise ValueError(
+            f"{product.weights}: {size} weights, but {product.name} has "
+            f"{product.count} x {product.k} x {product.n} = {product.weight_count}"
+        )
+    return stored
