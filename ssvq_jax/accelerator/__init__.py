@@ -2,6 +2,7 @@
 
 from ssvq_jax.accelerator import stored as stored
 from ssvq_jax.accelerator import workloads as workloads
+from ssvq_jax.accelerator.config import ASSUMED as ASSUMED
 from ssvq_jax.accelerator.config import Config as Config
 from ssvq_jax.accelerator.config import Energy as Energy
 from ssvq_jax.accelerator.config import presets as presets

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -203,7 +204,8 @@ class Report:
     def __rich__(self) -> Table:
         table = Table(box=box.SIMPLE, pad_edge=False)
         table.add_column("product", overflow="fold")
-        titles = ("m x k x n", "cycles", "busy", *CAUSES, "bytes", "used")
+        causes = [cause for cause, cycles in self.stall_cycles.items() if cycles]
+        titles = ("m x k x n", "cycles", "busy", *causes, "bytes", "used")
         for title in titles:
             table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
         for row, layer in zip(self.rows(), self.layers, strict=True):
@@ -213,7 +215,7 @@ class Report:
             table.add_row(
                 Text(layer.name),
                 size,
-                *_numbers(layer.cycles, layer.compute_cycles, layer.stall_cycles),
+                *_numbers(layer, causes),
                 f"{layer.dram_bytes:,}",
                 f"{row['utilization']:.0%}",
             )
@@ -221,12 +223,13 @@ class Report:
         table.add_row(
             "all",
             "",
-            *_numbers(self.cycles, self.compute_cycles, self.stall_cycles),
+            *_numbers(self, causes),
             f"{self.dram_bytes:,}",
             f"{self.utilization:.0%}",
         )
         return table
 
 
-def _numbers(cycles: int, compute: int, stalls: dict[str, int]) -> list[str]:
-    return [f"{x:,}" for x in (cycles, compute, *(stalls[cause] for cause in CAUSES))]
+def _numbers(x: Layer | Report, causes: Sequence[str]) -> list[str]:
+    stalls = (x.stall_cycles[cause] for cause in causes)
+    return [f"{cycles:,}" for cycles in (x.cycles, x.compute_cycles, *stalls)]

@@ -169,13 +169,14 @@ class _Machine:
             taken = self.now + load
             self.now = taken + stream + drain_cycles(self.config)
             return taken
-        ready = max(self.loading, begins) + duration
-        taken = max(ready, arrived)
-        self._wait_until("dram", max(begins, taken - duration))
+        taken = max(max(self.loading, begins) + duration, arrived)
         exposed = max(0, taken - self.now)
-        decoder = min(exposed, duration - load)
+        # What would be waited for, had all bytes been there, is not memory's fault.
+        shifting = max(0, self.loading + duration - self.now)
+        decoder = min(shifting, duration - load)
+        self._wait("dram", exposed - shifting)
         self._wait("decoder", decoder)
-        self._wait("weight_load", exposed - decoder)
+        self._wait("weight_load", shifting - decoder)
         self.loading = self.now  # the tile moves on as the stream begins
         self.now += stream
         return taken

@@ -10,13 +10,14 @@ from safetensors import SafetensorError
 from ssvq_jax.cli.compress import compress
 from ssvq_jax.cli.inspect import diff, info, verify
 from ssvq_jax.cli.restore import decode
+from ssvq_jax.cli.simulate import simulate
 from ssvq_jax.tree.paths import printable
 
 
 def main() -> None:
     """Run the command line; errors in what was asked end it with status 2."""
     app = tyro.extras.SubcommandApp()
-    for command in (compress, info, decode, verify, diff):
+    for command in (compress, info, decode, verify, diff, simulate):
         app.command(command)
     try:
         status = app.cli(prog="ssvq", description=__doc__)

@@ -135,6 +135,15 @@ def test_limits_of_bandwidth():
     assert int8.cycles / compressed.cycles == pytest.approx(1, rel=1e-3)
 
 
+def test_the_cause_of_waiting():
+    """Memory that is too slow is to blame, not what hides behind it."""
+    int8 = acc.simulate(DEIT, acc.Config(dram_bytes_per_cycle=1.6), "int8")
+    assert int8.stall_cycles["dram"] > 0.9 * int8.cycles - int8.compute_cycles
+    # 64 cycles for the first tile of 50 matrices and 24 products of attention; in the
+    # head, whose one token streams in a cycle, for all of 48 tiles.
+    assert int8.stall_cycles["weight_load"] <= 64 * (50 + 24 + 48)
+
+
 def test_a_narrow_decoder_takes_the_gain_away():
     config = acc.Config(decode_codewords_per_cycle=1)
     int8, compressed = (acc.simulate(DEIT, config, w) for w in ("int8", SSVQ))

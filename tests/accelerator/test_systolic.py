@@ -51,6 +51,18 @@ def test_serial_cycles_are_those_of_scale_sim(rows, cols, dataflow):
         assert layer.cycles == layer.compute_cycles
 
 
+@pytest.mark.parametrize(
+    ("dataflow", "printed"), [("ws", [467, 229, 61]), ("os", [395, 114, 109])]
+)
+def test_what_scale_sim_printed(dataflow, printed):
+    """SCALE-Sim 3.0.0, 8x8 array: the index of the last cycle."""
+    config = IDEAL.replace(rows=8, cols=8, dataflow=dataflow)
+    sizes = [(17, 30, 20), (1, 9, 33), (40, 8, 8)]
+    workload = [acc.MatMul("a", *size, weights="a") for size in sizes]
+    report = acc.simulate(workload, config)
+    assert [layer.compute_cycles - 1 for layer in report.layers] == printed
+
+
 @pytest.mark.parametrize("dataflow", ["ws", "os"])
 def test_hidden_loading_is_between_streaming_and_serial(dataflow):
     config = IDEAL.replace(dataflow=dataflow, weight_load="hidden")
