@@ -1,0 +1,66 @@
+"""PyTorch checkpoints into NNX modules whose attributes have timm's names."""
+
+import difflib
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ssvq_jax.cli.checkpoint import Checkpoint
+
+# Flax's names of leaves where timm's differ.
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
+_LEAVES |= {"var": "running_var"}
+# Bookkeeping of PyTorch that says nothing about the network.
+_IGNORED = "num_batches_tracked"
+
+
+def load_timm(model: nnx.Module, path: str | pathlib.Path) -> None:
+    """Fill a model from a checkpoint in PyTorch's layout, packed or not, in place.
+
+    Kernels `(out, in)` become `(in, out)`, OIHW becomes HWIO.
+
+    Raises:
+      OSError: A file that cannot be read.
+      ValueError: Parameters that are missing, unknown or of another shape.
+    """
+    tensors = Checkpoint(path)
+    stored = {name for name in tensors if not name.endswith(_IGNORED)}
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    flat = nnx.to_flat_state(state)
+    names = {keys: timm_name(keys) for keys, _ in flat}
+    _require_same_names(path, set(names.values()), stored)
+    for keys, variable in flat:
+        tensor = to_flax(tensors[names[keys]])
+        if tensor.shape != variable.shape:
+            raise ValueError(
+                f"{path}: {names[keys]}: expected shape {variable.shape} in Flax's "
+                f"layout, got {tensor.shape}"
+            )
+        variable[...] = jnp.asarray(tensor, variable.dtype)
+    nnx.update(model, state)
+
+
+def timm_name(keys: tuple) -> str:
+    """Timm's name of the leaf at a path of a model's state."""
+    *parents, leaf = map(str, keys)
+    return ".".join([*parents, _LEAVES.get(leaf, leaf)])
+
+
+def to_flax(tensor: np.ndarray) -> np.ndarray:
+    """PyTorch's layout of a kernel to Flax's; position embeddings stay as they are."""
+    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)
+    return tensor if order is None else tensor.transpose(order)
+
+
+def _require_same_names(
+    path: str | pathlib.Path, wanted: set[str], found: set[str]
+) -> None:
+    problems = []
+    for missing in sorted(wanted - found)[:5]:
+        near = difflib.get_close_matches(missing, found, n=1) or ["nothing"]
+        problems.append(f"{missing} is missing (near it: {near[0]})")
+    problems += [f"{name} is unknown" for name in sorted(found - wanted)[:5]]
+    if problems:
+        raise ValueError(f"{path}: another network: {'; '.join(problems)}")

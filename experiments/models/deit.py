@@ -1,0 +1,119 @@
+"""DeiT (Touvron et al., 2021) without distillation token; attributes as in timm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class DeiTConfig:
+    """Sizes of a DeiT.
+
+    Attributes:
+      width: Features of a token.
+      depth: Blocks.
+      heads: Heads of attention.
+      size: Height and width of the images.
+      patch: Height and width of a patch.
+      classes: Outputs.
+    """
+
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    size: int = 224
+    patch: int = 16
+    classes: int = 1000
+
+
+CONFIGS = {
+    "deit_tiny": DeiTConfig(),
+    "deit_small": DeiTConfig(width=384, heads=6),
+    "deit_base": DeiTConfig(width=768, heads=12),
+    "deit_tiny_cifar10": DeiTConfig(size=32, patch=8, classes=10),
+}
+_EPSILON = 1e-6
+
+
+class PatchEmbed(nnx.Module):
+    """Patches to tokens."""
+
+    def __init__(self, config: DeiTConfig, rngs: nnx.Rngs):
+        patch = (config.patch, config.patch)
+        self.proj = nnx.Conv(
+            3, config.width, patch, strides=patch, padding="VALID", rngs=rngs
+        )
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images `(batch, size, size, 3)` to tokens `(batch, patches, width)`."""
+        x = self.proj(images)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: DeiTConfig, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.qkv = nnx.Linear(config.width, 3 * config.width, rngs=rngs)
+        self.proj = nnx.Linear(config.width, config.width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens `(batch, tokens, width)` to tokens."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        mixed = jax.nn.dot_product_attention(query, key, value)
+        return self.proj(mixed.reshape(batch, tokens, width))
+
+
+class MLP(nnx.Module):
+    """Perceptron four times as wide."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens to tokens."""
+        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: DeiTConfig, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(config.width, epsilon=_EPSILON, rngs=rngs)
+        self.attn = Attention(config, rngs)
+        self.norm2 = nnx.LayerNorm(config.width, epsilon=_EPSILON, rngs=rngs)
+        self.mlp = MLP(config.width, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens to tokens."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class DeiT(nnx.Module):
+    """Images to logits, by a class token."""
+
+    def __init__(self, config: DeiTConfig, *, rngs: nnx.Rngs):
+        tokens = (config.size // config.patch) ** 2 + 1
+        initial = nnx.initializers.truncated_normal(0.02)
+        self.patch_embed = PatchEmbed(config, rngs)
+        self.cls_token = nnx.Param(initial(rngs.params(), (1, 1, config.width)))
+        self.pos_embed = nnx.Param(initial(rngs.params(), (1, tokens, config.width)))
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
+        self.norm = nnx.LayerNorm(config.width, epsilon=_EPSILON, rngs=rngs)
+        self.head = nnx.Linear(config.width, config.classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+        x = self.patch_embed(images)
+        cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])

@@ -1,0 +1,209 @@
+"""Networks of inverted residual blocks, and MobileNet-V1; attributes as in timm.
+
+Tan and Le 2019 and its "lite" variants (no squeeze-excite, ReLU6), Sandler et al. 2018,
+Howard et al. 2017.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models.depthwise import DepthwiseConv
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Blocks of one width.
+
+    Attributes:
+      repeats: Number of blocks.
+      kernel: Height and width of the depthwise convolution.
+      stride: Of the first block.
+      expansion: Channels inside a block over those at its input.
+      channels: Channels of its output.
+    """
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network of inverted residual blocks.
+
+    Attributes:
+      stages: Its stages.
+      size: Height and width of its images.
+      batch_norm: Whether convolutions are followed by batch norm, or have it folded.
+    """
+
+    stages: Sequence[Stage]
+    size: int = 224
+    batch_norm: bool = True
+
+
+_LITE = (
+    Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80), Stage(3, 5, 1, 6, 112), Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)  # fmt: skip
+_MOBILENET_V2 = (
+    Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(3, 3, 2, 6, 32),
+    Stage(4, 3, 2, 6, 64), Stage(3, 3, 1, 6, 96), Stage(3, 3, 2, 6, 160),
+    Stage(1, 3, 1, 6, 320),
+)  # fmt: skip
+
+
+def _scaled(width: float, depth: float) -> tuple[Stage, ...]:
+    """Stages of EfficientNet-Lite, wider and deeper; first and last not deeper."""
+    last = len(_LITE) - 1
+    return tuple(
+        dataclasses.replace(
+            stage,
+            channels=_round_channels(width * stage.channels),
+            repeats=stage.repeats
+            if i in (0, last)
+            else math.ceil(depth * stage.repeats),
+        )
+        for i, stage in enumerate(_LITE)
+    )
+
+
+def _round_channels(channels: float) -> int:
+    """The nearest multiple of 8, but not below nine tenths."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+ARCHITECTURES = {
+    "efficientnet_lite0": Architecture(_LITE),
+    "efficientnet_lite1": Architecture(_scaled(1.0, 1.1), 240),
+    "efficientnet_lite2": Architecture(_scaled(1.1, 1.2), 260),
+    "mobilenet_v2": Architecture(_MOBILENET_V2, batch_norm=False),
+}
+
+
+def _conv(
+    inputs: int, outputs: int, size: int, stride: int, batch_norm: bool, rngs: nnx.Rngs
+) -> nnx.Conv:
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding="SAME",
+        use_bias=not batch_norm,
+        rngs=rngs,
+    )
+
+
+def _norm(channels: int, batch_norm: bool, rngs: nnx.Rngs) -> nnx.BatchNorm | None:
+    if not batch_norm:
+        return None
+    return nnx.BatchNorm(channels, momentum=0.99, epsilon=1e-3, rngs=rngs)
+
+
+def _apply(norm: nnx.BatchNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+class InvertedResidual(nnx.Module):
+    """Expand, convolve every channel, project; added to the input where it fits."""
+
+    def __init__(
+        self, inputs: int, stage: Stage, stride: int, batch_norm: bool, rngs: nnx.Rngs
+    ):
+        wide = inputs * stage.expansion
+        self.expands = stage.expansion > 1
+        self.residual = stride == 1 and inputs == stage.channels
+        depthwise = DepthwiseConv(
+            wide, stage.kernel, stride=stride, use_bias=not batch_norm, rngs=rngs
+        )
+        project = _conv(wide, stage.channels, 1, 1, batch_norm, rngs)
+        norms = [_norm(n, batch_norm, rngs) for n in (wide, wide, stage.channels)]
+        self.conv_dw = depthwise
+        if self.expands:
+            self.conv_pw = _conv(inputs, wide, 1, 1, batch_norm, rngs)
+            self.conv_pwl = project
+            self.bn1, self.bn2, self.bn3 = norms
+        else:
+            self.conv_pw = project
+            self.bn1, self.bn2 = norms[1:]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Images `(batch, height, width, channels)`."""
+        shortcut = x
+        if self.expands:
+            x = nnx.relu6(_apply(self.bn1, self.conv_pw(x)))
+            x = nnx.relu6(_apply(self.bn2, self.conv_dw(x)))
+            x = _apply(self.bn3, self.conv_pwl(x))
+        else:
+            x = nnx.relu6(_apply(self.bn1, self.conv_dw(x)))
+            x = _apply(self.bn2, self.conv_pw(x))
+        return x + shortcut if self.residual else x
+
+
+class InvertedResidualNet(nnx.Module):
+    """EfficientNet-Lite and MobileNet-V2: images to logits."""
+
+    def __init__(self, architecture: Architecture, classes: int, *, rngs: nnx.Rngs):
+        batch_norm, channels = architecture.batch_norm, 32
+        self.conv_stem = _conv(3, channels, 3, 2, batch_norm, rngs)
+        self.bn1 = _norm(channels, batch_norm, rngs)
+        stages = []
+        for stage in architecture.stages:
+            blocks = []
+            for i in range(stage.repeats):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(
+                    InvertedResidual(channels, stage, stride, batch_norm, rngs)
+                )
+                channels = stage.channels
+            stages.append(nnx.List(blocks))
+        self.blocks = nnx.List(stages)
+        self.conv_head = _conv(channels, 1280, 1, 1, batch_norm, rngs)
+        self.bn2 = _norm(1280, batch_norm, rngs)
+        self.classifier = nnx.Linear(1280, classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+        x = nnx.relu6(_apply(self.bn1, self.conv_stem(images)))
+        for stage in self.blocks:
+            for block in stage:
+                x = block(x)
+        x = nnx.relu6(_apply(self.bn2, self.conv_head(x)))
+        return self.classifier(jnp.mean(x, axis=(1, 2)))
+
+
+class MobileNetV1(nnx.Module):
+    """MobileNet-V1 of a quarter of the width, batch norm folded."""
+
+    WIDTHS = (16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
+    STRIDED = (2, 4, 6, 12)
+
+    def __init__(self, classes: int, *, rngs: nnx.Rngs):
+        channels = 8
+        self.Conv2d_0 = _conv(3, channels, 3, 2, False, rngs)
+        for i, width in enumerate(self.WIDTHS, start=1):
+            stride = 2 if i in self.STRIDED else 1
+            depthwise = DepthwiseConv(channels, 3, stride=stride, rngs=rngs)
+            pointwise = _conv(channels, width, 1, 1, False, rngs)
+            setattr(self, f"Conv2d_{i}_depthwise", depthwise)
+            setattr(self, f"Conv2d_{i}_pointwise", pointwise)
+            channels = width
+        self.classifier = nnx.Linear(channels, classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+        x = nnx.relu6(self.Conv2d_0(images))
+        for i in range(1, len(self.WIDTHS) + 1):
+            x = nnx.relu6(getattr(self, f"Conv2d_{i}_depthwise")(x))
+            x = nnx.relu6(getattr(self, f"Conv2d_{i}_pointwise")(x))
+        return self.classifier(jnp.mean(x, axis=(1, 2)))

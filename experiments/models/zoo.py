@@ -1,0 +1,86 @@
+"""Networks by name, and what their images have to be."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from experiments.models import deit, mobile
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network, and how its images are prepared.
+
+    Attributes:
+      build: Makes the module from `nnx.Rngs`.
+      size: Height and width of its images.
+      mean: Of its pixels, 0 to 255; a number or one per channel.
+      std: Likewise.
+    """
+
+    build: Callable[[nnx.Rngs], Any]
+    size: int
+    mean: Any = 127.5
+    std: Any = 127.5
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Pixels 0 to 255 to the network's inputs, float32."""
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        return (images.astype(np.float32) - mean) / std
+
+
+_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+_CIFAR = {
+    "mean": 255 * np.array([0.4914, 0.4822, 0.4465]),
+    "std": 255 * np.array([0.2470, 0.2435, 0.2616]),
+}
+
+
+def _mobile(name: str, **values: Any) -> Network:
+    architecture = mobile.ARCHITECTURES[name]
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return mobile.InvertedResidualNet(architecture, 1000, rngs=rngs)
+
+    return Network(build, architecture.size, **values)
+
+
+def _deit(name: str, **values: Any) -> Network:
+    config = deit.CONFIGS[name]
+    return Network(lambda rngs: deit.DeiT(config, rngs=rngs), config.size, **values)
+
+
+NETWORKS = {
+    "deit_tiny": _deit("deit_tiny", **_IMAGENET),
+    "deit_small": _deit("deit_small", **_IMAGENET),
+    "deit_base": _deit("deit_base", **_IMAGENET),
+    "deit_tiny_cifar10": _deit("deit_tiny_cifar10", **_CIFAR),
+    "efficientnet_lite0": _mobile("efficientnet_lite0", mean=127.0, std=128.0),
+    "efficientnet_lite1": _mobile("efficientnet_lite1", mean=127.0, std=128.0),
+    "efficientnet_lite2": _mobile("efficientnet_lite2", mean=127.0, std=128.0),
+    "mobilenet_v2_100": _mobile("mobilenet_v2"),
+    "mobilenet_v1_025": Network(lambda r: mobile.MobileNetV1(1000, rngs=r), 224),
+}
+"""Networks by the names of their checkpoints."""
+
+
+def crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of an image of which the short side is made 8/7 of `size`, bicubic.
+
+    Args:
+      image: uint8 `(height, width, 3)`.
+      size: Height and width of the result; images of this size are left as they are.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    picture = Image.fromarray(image)
+    scale = size * 8 / 7 / min(picture.size)
+    width, height = (round(scale * n) for n in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
