@@ -120,8 +120,8 @@ def _reference(workload, rate: float, bound: float) -> dict[str, Any]:
     row: dict[str, Any] = {"rate": rate, "reference": bound}
     for name, values in (
         ("plain", {"dram_latency": 0, "burst_bytes": 1}),
-        ("latency", {"dram_latency": 100, "burst_bytes": 64}),
-        ("slow", {"dram_latency": 500, "burst_bytes": 64}),
+        ("latency", {"dram_latency": 100, "burst_bytes": 32}),
+        ("slow", {"dram_latency": 500, "burst_bytes": 32}),
         ("prefetch", {"prefetch": True}),
     ):
         config = _config(rate, **values)

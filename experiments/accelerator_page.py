@@ -189,10 +189,9 @@ to arrive and be decoded; int8 cannot stream its last tile before it has arrived
 every product that waits for memory ends with one more stream and drain. The first of
 the two weighs more at low bandwidth, and the speed-up stays below the bound. At 12.8
 bytes per cycle it does not: there SSVQ's first tile is short, int8's tail is not, and
-the ratio of two bounds is no bound of the ratio. (Without latency and bursts that
-begins at 6.4.) With 500 cycles of latency per product it is at the bound again.
-Prefetch across products removes both: then only the sums count, and a compute-bound
-product hides the fetching of the next.
+the ratio of two bounds is no bound of the ratio. With 500 cycles of latency per product
+it is at the bound again. Prefetch across products removes both: then only the sums
+count, and a compute-bound product hides the fetching of the next.
 """
 
 _DECODER = """\
@@ -232,8 +231,11 @@ Total energy falls by a factor of
 {ratios}: not by 5.
 Main memory is a small part of it here: the multiply-adds, and above all moving operands
 through the array, cost the same whatever the weights are, and every weight is used for
-197 tokens once it is fetched. Where each weight is used once, as in a decoder at batch
-1 (below), the ratio comes near that of the bytes.
+197 tokens once it is fetched. Energies are per operand, as Eyeriss gives them; were a
+sum's four bytes counted as four, moving would cost more and the ratio be about 1.1.
+Where each weight is used once, as in a decoder at batch 1 (below), memory is most of
+the energy, and the ratio is 2.7: the rest is mainly weights on their way into the
+array.
 """
 
 _MODELS = """\
@@ -246,8 +248,8 @@ _MODELS = """\
 The convolutional networks gain little. Depthwise convolutions use one column of the
 array, and are why so little of it is used; and feature maps beyond the 512 KiB buffer
 go to memory and back, more bytes than the weights. A decoder at batch 1 uses each
-weight once: it is bound by memory, but for one thing: a tile of weights takes 64 cycles
-to be shifted in, for one row of activations.
+weight once and is bound by memory; its keys and values of 512 tokens, which are not
+compressed, keep the bytes from falling by 5.3.
 """
 
 _MACHINE = """\

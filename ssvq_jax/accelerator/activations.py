@@ -12,17 +12,18 @@ class Activations:
     """Where the output of the last product is: on the chip or in memory.
 
     Inputs and outputs of a product that fit the buffer together stay there. If not,
-    the outputs are written to memory, and the inputs read: once if they fit alone,
-    else once for every column of tiles. Sums of a column of tiles that exceed the
-    accumulators are written and read back between its tiles.
+    the outputs are written to memory. Inputs that are there, or are larger than the
+    buffer, are read: once if they fit alone, else once for every column of tiles. Sums
+    of a column of tiles that exceed the accumulators are written and read back between
+    its tiles. What else may be alive, as for a residual, is not counted.
     """
 
     def __init__(self, config: Config):
         self._config = config
         self._in_memory = False
 
-    def traffic(self, product: MatMul) -> int:
-        """Bytes that a product moves between the chip and memory."""
+    def traffic(self, product: MatMul) -> tuple[int, int]:
+        """Bytes that a product reads (sums included), and those that it writes."""
         config, inputs, outputs = (
             self._config,
             product.input_bytes,
@@ -31,13 +32,11 @@ class Activations:
         capacity = config.activation_buffer_bytes
         spills = inputs + outputs > capacity
         columns = math.ceil(product.n / config.cols)
-        total = 0
-        if spills or self._in_memory:
-            total += inputs * (1 if inputs <= capacity else columns)
-        if spills:
-            total += outputs
+        read = product.cached + self._sums(product)
+        if self._in_memory or inputs > capacity:
+            read += inputs * (1 if inputs <= capacity else columns)
         self._in_memory = spills
-        return total + self._sums(product)
+        return read, outputs if spills else 0
 
     def _sums(self, product: MatMul) -> int:
         if self._config.dataflow == "os":

@@ -9,38 +9,29 @@ _ROUNDING = 1e-6  # cycles: float error of sums of transfers
 
 
 class Channel:
-    """The one channel to main memory. Requests are served in order, without gaps.
-
-    Attributes:
-      bytes: Bytes transferred so far, by kind; what rounding to bursts adds is
-        "rounding".
-    """
+    """The one channel to main memory. Requests are served in the order they come."""
 
     def __init__(self, config: Config):
         self._rate = config.dram_bytes_per_cycle
         self._latency = config.dram_latency
-        self._burst = config.burst_bytes
         self._free = 0.0
-        self.bytes: collections.Counter[str] = collections.Counter()
 
-    def transfer(self, sizes: dict[str, int], not_before: int = 0) -> tuple[int, int]:
-        """Fetch (or write) so many bytes of every kind, one request per kind.
+    def transfer(self, size: int, not_before: int = 0) -> tuple[int, int]:
+        """Fetch, or write, so many bytes.
 
         Returns:
           The cycles at which the first and the last byte are there.
         """
-        rounded = 0
-        for kind, size in sizes.items():
-            padding = -size % self._burst
-            self.bytes[kind] += size
-            if padding:
-                self.bytes["rounding"] += padding
-            rounded += size + padding
-        if rounded == 0:
-            return math.ceil(not_before), math.ceil(not_before)
+        if size == 0:
+            return not_before, not_before
         start = max(self._free, float(not_before))
-        self._free = start + rounded / self._rate
+        self._free = start + size / self._rate
         return self._cycle(start), self._cycle(self._free)
+
+    @property
+    def idle(self) -> int:
+        """The cycle from which on nothing is left to transfer."""
+        return math.ceil(self._free - _ROUNDING)
 
     def _cycle(self, time: float) -> int:
         return math.ceil(time + self._latency - _ROUNDING)

@@ -9,6 +9,8 @@ HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 8-bit integers"
 EYERISS = "Chen et al., ISCA 2016: register 1, neighbour 2, buffer 6 times a MAC"
 LPDDR4 = "LPDDR4 at 8 pJ per bit; 4 to 14 are found in the literature"
 
+_LEAST_RATE = 1e-6  # bytes per cycle
+
 Dataflow = Literal["ws", "os"]
 WeightLoad = Literal["serial", "hidden"]
 
@@ -33,13 +35,13 @@ def _require_number(name: str, value: Any, least: int, finite: bool = True) -> N
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Energy of one event, in pJ.
+    """Energy of one event, in pJ; an operand is a weight, an activation or a sum.
 
     Attributes:
       mac: Multiplication of two int8 and addition.
-      register: Read of a register beside the multiplier, or of the codebook's, 1 byte.
-      neighbour: One byte to the next element of the array.
-      buffer: One byte from or to a buffer on the chip.
+      register: An operand from or to a register, beside the multiplier or a codebook's.
+      neighbour: An operand to the next element of the array.
+      buffer: An operand from or to a buffer on the chip; of stored weights, a byte.
       negate: Conditional negation of one weight.
       dram: One byte from or to main memory.
     """
@@ -71,10 +73,10 @@ class Config:
         "hidden" loads behind shadow registers and lets tiles follow without a gap.
       dram_bytes_per_cycle: Rate of the one channel for all traffic; may be infinite.
       dram_latency: Cycles from a request to its first byte; requests overlap.
-      burst_bytes: Every request is rounded up to a multiple of this.
+      burst_bytes: Each kind of a product's bytes is fetched in multiples of this.
       weight_buffer_bytes: Stored weights that wait for the array, as in the file.
-      prefetch: Whether weights of the next product are fetched, and its first tile
-        loaded, while the current one is computed.
+      prefetch: Whether weights of later products are fetched, as far as the buffer
+        holds them, and the next one's first tile loaded, while one is computed.
       decode_codewords_per_cycle: Blocks that the decoder looks up per cycle.
       codebook_bytes: Register file of the decoder: the codebook of one matrix.
       activation_buffer_bytes: Inputs and outputs of a product; what does not fit is
@@ -95,7 +97,7 @@ class Config:
     weight_load: WeightLoad = _value("hidden")
     dram_bytes_per_cycle: float | int = _value(6.4)
     dram_latency: int = _value(100)
-    burst_bytes: int = _value(64, "LPDDR4: 16 beats of 32 bits")
+    burst_bytes: int = _value(32, "LPDDR4: 16 beats of 16 bits")
     weight_buffer_bytes: int = _value(128 * 1024)
     prefetch: bool = _value(False)
     decode_codewords_per_cycle: int = _value(8)
@@ -119,11 +121,15 @@ class Config:
             _require_integer(name, getattr(self, name), least=0)
         bandwidth = self.dram_bytes_per_cycle
         _require_number("dram_bytes_per_cycle", bandwidth, least=0, finite=False)
-        if bandwidth == 0:
+        if bandwidth < _LEAST_RATE:
             raise ValueError(
-                "dram_bytes_per_cycle: expected a number above 0 (inf for unlimited), "
-                "got 0"
+                f"dram_bytes_per_cycle: expected at least {_LEAST_RATE:g} (inf for "
+                f"unlimited), got {bandwidth}"
             )
+        if not isinstance(self.prefetch, bool):
+            raise TypeError(f"prefetch: expected True or False, got {self.prefetch!r}")
+        if not isinstance(self.energy, Energy):
+            raise TypeError(f"energy: expected an Energy, got {self.energy!r}")
         for name, values in (
             ("dataflow", ("ws", "os")),
             ("weight_load", ("serial", "hidden")),

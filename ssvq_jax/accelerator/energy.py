@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-from ssvq_jax.accelerator.activations import SUM_BYTES
 from ssvq_jax.accelerator.config import Config, Energy
 from ssvq_jax.accelerator.stored import Stored
 from ssvq_jax.accelerator.workloads import MatMul
@@ -15,33 +14,35 @@ def events(
     """What happens on the chip during a product.
 
     Returns:
-      Counts of: "mac"; "register", bytes read from registers: a weight (or sum) per
-      multiplication, a codebook's entry per decoded weight, and codebook bytes
-      written; "neighbour", bytes handed on in the array: an activation and a sum (or a
-      weight) per multiplication; "buffer", bytes of SRAM read and written; "negate",
-      weights whose sign is applied.
+      Counts of: "mac"; "register", operands from or to registers: the stationary one of
+      every multiplication, a codebook's entry per decoded weight, and its bytes when it
+      is loaded; "neighbour", operands handed on in the array: two per multiplication,
+      and every weight on its way into a stationary place, half of the rows on average;
+      "buffer", operands from or to SRAM: activations once per column of tiles, sums
+      written and read back between the tiles of a column, outputs, bytes of stored
+      weights written and read; "negate", weights whose sign is applied.
     """
     columns = math.ceil(product.n / config.cols)
     passes = folds // (product.count * columns)
-    outputs = product.output_bytes
+    outputs, operands = product.output_bytes, product.count * product.k * product.n
     activations = product.count * product.m * product.k * columns
-    rereads = passes if config.dataflow == "os" else 1
-    buffer = activations + outputs
+    uses = 1 if config.dataflow == "ws" else passes  # of a weight that is fetched
+    neighbour, buffer = 2 * product.macs, activations + outputs
     if config.dataflow == "ws":
-        buffer += SUM_BYTES * outputs * (2 * passes - 1)
+        neighbour += operands * config.rows // 2
+        buffer += 2 * (passes - 1) * outputs
     decoded = negated = codebook = 0
     if stored is None:
-        buffer += product.count * product.k * product.n * rereads
+        buffer += operands * uses
     else:
-        buffer += (1 + rereads) * sum(stored.streamed.values())
-        codebook = stored.codebook
-        if stored.block is not None:
-            decoded = rereads * product.weight_count
+        buffer += (1 + uses) * sum(stored.streamed.values())
+        if stored.blocks:
+            decoded, codebook = uses * operands, stored.codebook
             negated = decoded if stored.signed else 0
     return {
         "mac": product.macs,
         "register": product.macs + decoded + codebook,
-        "neighbour": 2 * product.macs,
+        "neighbour": neighbour,
         "buffer": buffer,
         "negate": negated,
     }

@@ -21,7 +21,7 @@ def multiply(
     activations are added to int32 sums, tile after tile.
 
     Args:
-      x: Activations; for a depthwise weight `(channels, m, k)`.
+      x: Activations; for a depthwise weight `(..., channels, m, k)`.
       parameter: A compressed weight of integers: `codebook_dtype="int8"`, or `Uniform`.
         Its matrix is `(k, n)`: for a convolution, `k` runs as the weight's other axes
         do, `(height, width, in)` in Flax's layout and `(in, height, width)` in
@@ -42,10 +42,8 @@ def multiply(
     expected = (k,) if count == 1 else (count, k)
     if x.ndim < 2 or (*x.shape[:-2], x.shape[-1])[-len(expected) :] != expected:
         raise ValueError(f"x: expected (..., m, {k}), got {x.shape}")
-    if count == 1:
-        rows = x.reshape(1, -1, k)
-    else:
-        rows = x.reshape(count, -1, k)
+    each = x[None] if count == 1 else np.moveaxis(x, -3, 0)
+    rows = each.reshape(count, -1, k)
     sums = np.zeros((count, rows.shape[1], n), np.int32)
     for i in range(count):
         for col in range(0, n, config.cols):
@@ -53,7 +51,8 @@ def multiply(
                 part = slice(row, row + config.rows), slice(col, col + config.cols)
                 tile = decoder.tile(i, *part).astype(np.int32)
                 sums[i, :, part[1]] += rows[i, :, part[0]].astype(np.int32) @ tile
-    return sums.reshape(*x.shape[:-1], n)
+    outputs = sums.reshape(*each.shape[:-1], n)
+    return outputs[0] if count == 1 else np.moveaxis(outputs, 0, -3)
 
 
 class _Decoder:

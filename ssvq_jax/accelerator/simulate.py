@@ -5,22 +5,27 @@ channel fetches it into the weight buffer; the decoder and the array's load port
 it in; the array streams activations past it. What is assumed beside the values of
 `Config`:
 
-- A tile's codes and signs are one request each, a matrix's codebook is one more before
-  its first tile. A tile is decoded when all of it has arrived; weights that pass the
-  decoder by are shifted in as they arrive.
+- The bytes of a tile lie next to each other in memory, tile after tile: a device puts
+  the rows of the packed file in this order once. A burst that holds the end of one tile
+  and the start of the next is fetched once.
+- A matrix's codebook is fetched before its first tile, into one of two sets of
+  registers. A tile is decoded when all of it has arrived; weights that pass the decoder
+  by are shifted in as they arrive. Blocks are spread evenly over the weights.
 - The decoder feeds the load port: shifting a tile in takes as many cycles as the
   slower of both. Under output-stationary flow the weights stream, and the decoder
   works again for every fold.
-- The codebook's registers are double where weights are prefetched.
 - Activations that fit stay on the chip, the first input and the last output included.
+  Of those that do not, a tile's share is read before the tile streams; outputs are
+  written when the product has ended.
 - The products of a model follow each other, heads of attention and channels of a
-  depthwise convolution too: one streams when the one before has left the array.
+  depthwise convolution too: one is loaded (without prefetch) and streams when the one
+  before has left the array. Operands of attention are there when a product starts.
 """
 
 import collections
-import math
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssvq_jax.accelerator.activations import Activations
 from ssvq_jax.accelerator.channel import Channel, WeightBuffer
@@ -67,11 +72,15 @@ def simulate(
       >>> round(int8.cycles / ssvq.cycles, 1)
       2.7
     """
+    workload = list(workload)
     if not workload:
         raise ValueError("workload: expected at least one product")
+    if not isinstance(config, Config):
+        raise TypeError(f"config: expected a Config, got {config!r}")
     machine = _Machine(config)
     stored = resolve(workload, weights)
     layers = [machine.run(*pair) for pair in zip(workload, stored, strict=True)]
+    layers[-1] = machine.finish(layers[-1])
     return Report(config, tuple(layers))
 
 
@@ -85,92 +94,99 @@ class _Machine:
         self.activations = Activations(config)
         self.now = 0  # the array has put out all results so far
         self.loading = 0  # the registers behind the array are free
+        self.codebook_ends = [0, 0]  # when the sets of registers are free, in turn
         self.hidden = config.weight_load == "hidden"
 
     def run(self, product: MatMul, stored: Stored | None) -> Layer:
-        config, start = self.config, self.now
+        config, self.start = self.config, self.now
         self.stalls = dict.fromkeys(CAUSES, 0)
-        before = self.channel.bytes.copy()
-        self.earliest = 0 if config.prefetch else start
-        if not config.prefetch:
-            self.loading = start
-        spilled = self.activations.traffic(product)
-        codebook = 0
-        if stored is not None and stored.codebook:
-            codebook = self._fetch_codebook(product, stored)
-        sharing = _Shares(product, stored, spilled)
+        self.earliest = 0 if config.prefetch and stored is not None else self.now
+        read, written = self.activations.traffic(product)
+        shares = _Shares(product, stored, read, config.burst_bytes)
+        codebook = self._fetch_codebook(product, stored, shares)
+        self.loading = max(self.loading, self.earliest)
         for _ in range(product.count):
+            if not config.prefetch:
+                self.loading = self.now
             for tile in tiles(product, config):
-                self._run_tile(product, stored, tile, sharing.next(tile), codebook)
+                self._run_tile(product, tile, shares.next(tile), codebook)
             if self.hidden:
                 self._wait("fill_drain", drain_cycles(config))
-        folds, compute = fold_count(product, config), ideal_cycles(product, config)
+        compute = ideal_cycles(product, config)
         if not self.hidden:
             compute = serial_cycles(product, config)
         if config.vector_elements_per_cycle:
             elements = product.elementwise
             self._wait("vector", -(-elements // config.vector_elements_per_cycle))
-        traffic = self.channel.bytes - before
+        if codebook:
+            self.codebook_ends = [self.codebook_ends[1], self.now]
+        self.channel.transfer(shares.once("activations", written), self.now)
+        folds = fold_count(product, config)
         return Layer(
             product=product,
             folds=folds,
             compute_cycles=compute,
             ideal_cycles=ideal_cycles(product, config),
             stall_cycles=self.stalls,
-            start=start,
-            cycles=self.now - start,
-            traffic=dict(traffic),
+            start=self.start,
+            cycles=self.now - self.start,
+            traffic=dict(shares.fetched),
             events=events(product, stored, config, folds),
         )
 
-    def _fetch_codebook(self, product: MatMul, stored: Stored) -> int:
-        if stored.block is not None and stored.codebook > self.config.codebook_bytes:
+    def finish(self, layer: Layer) -> Layer:
+        """The last product, with what is still to be written after it."""
+        self._wait_until("dram", self.channel.idle)
+        return dataclasses.replace(layer, cycles=self.now - layer.start)
+
+    def _fetch_codebook(
+        self, product: MatMul, stored: Stored | None, shares: "_Shares"
+    ) -> int:
+        """When the codebook is there; 0 where there is none."""
+        if stored is None or not stored.codebook:
+            return 0
+        if stored.blocks and stored.codebook > self.config.codebook_bytes:
             raise ValueError(
                 f"codebook_bytes: {self.config.codebook_bytes} is smaller than the "
                 f"codebook of {product.name}, {stored.codebook} bytes"
             )
-        return self.channel.transfer({"codebooks": stored.codebook}, self.earliest)[1]
+        size = shares.once("codebooks", stored.codebook)
+        earliest = max(self.earliest, self.codebook_ends[0])
+        return self.channel.transfer(size, earliest)[1]
 
     def _run_tile(
-        self,
-        product: MatMul,
-        stored: Stored | None,
-        tile: Tile,
-        sizes: dict[str, int],
-        codebook: int,
+        self, product: MatMul, tile: Tile, share: "_Share", codebook: int
     ) -> None:
         """Fetch, shift in and stream one tile; advances the clocks."""
-        config = self.config
-        weights = sum(size for kind, size in sizes.items() if kind != "activations")
-        room = self.buffer.room(product.name, weights)
-        begins, arrived = self.channel.transfer(sizes, max(room, self.earliest))
+        room = self.buffer.room(product.name, share.weights)
+        begins, arrived = self.channel.transfer(share.weights, max(room, self.earliest))
         arrived = max(arrived, codebook)
-        decoding = 0
-        if stored is not None and stored.block is not None:
+        decoding = -(-share.blocks // self.config.decode_codewords_per_cycle)
+        if decoding:
             begins = arrived
-            blocks = math.ceil(tile.rows / stored.block) * tile.cols
-            decoding = -(-blocks // config.decode_codewords_per_cycle)
-        if config.dataflow == "ws":
-            taken = self._stationary_weights(product, begins, arrived, decoding)
+        _, inputs = self.channel.transfer(share.activations, self.start)
+        if self.config.dataflow == "ws":
+            taken = self._stationary_weights(product, begins, arrived, inputs, decoding)
         else:
+            arrived = max(arrived, inputs)
             taken = self._stationary_outputs(product, tile, arrived, decoding)
-        self.buffer.hold(weights, taken)
+        self.buffer.hold(share.weights, taken)
 
     def _stationary_weights(
-        self, product: MatMul, begins: int, arrived: int, decoding: int
+        self, product: MatMul, begins: int, arrived: int, inputs: int, decoding: int
     ) -> int:
         """Returns when the tile has left the buffer."""
         load, stream = load_cycles(self.config), product.m
         duration = max(load, decoding)
         if not self.hidden:
-            # Shifted in while it arrives, but never before it has.
-            self._wait_until("dram", max(begins, arrived - load))
+            # Shifted in while it arrives, but never before it has; so are its inputs.
+            self._wait_until("dram", max(begins, arrived - load, inputs - duration))
             self._wait("decoder", duration - load)
             taken = self.now + load
             self.now = taken + stream + drain_cycles(self.config)
             return taken
         taken = max(max(self.loading, begins) + duration, arrived)
-        exposed = max(0, taken - self.now)
+        exposed = max(0, taken - self.now, inputs - self.now)
         # What would be waited for, had all bytes been there, is not memory's fault.
         shifting = max(0, self.loading + duration - self.now)
         decoder = min(shifting, duration - load)
@@ -202,22 +218,54 @@ class _Machine:
         self.now += cycles
 
 
-class _Shares:
-    """Bytes of every tile: their shares of the operand add up to all of it."""
+class _Share(NamedTuple):
+    """What a tile takes of its product."""
 
-    def __init__(self, product: MatMul, stored: Stored | None, activations: int):
-        self._totals = dict(stored.streamed) if stored is not None else {}
-        if activations:
-            self._totals["activations"] = activations
+    weights: int  # bytes, in whole bursts
+    activations: int  # bytes, in whole bursts
+    blocks: int
+
+
+class _Shares:
+    """Bytes and blocks of every tile: they add up to those of the product.
+
+    Attributes:
+      fetched: Bytes by kind; what whole bursts add is "rounding".
+    """
+
+    def __init__(
+        self, product: MatMul, stored: Stored | None, activations: int, burst: int
+    ):
+        self.fetched: collections.Counter[str] = collections.Counter()
+        self._burst = burst
         self._weights = product.count * product.k * product.n
         self._done = 0
+        self._totals = {} if stored is None else dict(stored.streamed)
+        self._totals["activations"] = activations
+        self._totals["blocks"] = 0 if stored is None else stored.blocks
         self._given: collections.Counter[str] = collections.Counter()
+        for kind, total in self._totals.items():
+            if kind != "blocks":
+                self.once(kind, total)
 
-    def next(self, tile: Tile) -> dict[str, int]:
+    def once(self, kind: str, size: int) -> int:
+        """Count bytes of a kind; gives them in whole bursts."""
+        padding = -size % self._burst
+        if size:
+            self.fetched[kind] += size
+        if padding:
+            self.fetched["rounding"] += padding
+        return size + padding
+
+    def next(self, tile: Tile) -> _Share:
+        """The share of the next tile."""
         self._done += tile.weights
-        sizes = {}
+        sizes: collections.Counter[str] = collections.Counter()
         for kind, total in self._totals.items():
             until = total * self._done // self._weights
+            if kind != "blocks":
+                until += -until % self._burst
             sizes[kind] = until - self._given[kind]
             self._given[kind] = until
-        return sizes
+        activations, blocks = sizes.pop("activations"), sizes.pop("blocks")
+        return _Share(sizes.total(), activations, blocks)

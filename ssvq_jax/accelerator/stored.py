@@ -14,9 +14,12 @@ from ssvq_jax.codecs import Codec, Uniform, is_compressed
 from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export import PackedFile, load
 from ssvq_jax.export.description import Entry
+from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree.paths import flatten
 
-WEIGHT_KINDS = ("weights", "codes", "signs", "masks", "codebooks")
+WEIGHT_KINDS = ("weights", "codes", "signs", "masks", "codebooks", "padding")
+"""Kinds of bytes of stored weights; "padding" is what aligns them in the file."""
+
 _KINDS = {
     "codebook": "codebooks",
     "scale": "codebooks",
@@ -33,13 +36,13 @@ class Stored:
     Attributes:
       streamed: Bytes by kind that are read tile by tile.
       codebook: Bytes of codebook and scales, read once per matrix.
-      block: Weights per codeword; `None` where weights pass the decoder by.
+      blocks: Blocks to look up; 0 where weights pass the decoder by.
       signed: Whether the decoder negates weights by a sign bit.
     """
 
     streamed: Mapping[str, int]
     codebook: int = 0
-    block: int | None = None
+    blocks: int = 0
     signed: bool = False
 
     @property
@@ -57,8 +60,11 @@ class Stored:
             if _KINDS[name] != "codebooks"
         }
         codebook = sum(sizes.values()) - sum(streamed.values())
-        block = None if isinstance(entry.codec, Uniform) else entry.codec.block  # type: ignore[attr-defined]
-        return cls(streamed, codebook, block, "signs" in sizes)
+        blocks = 0
+        if not isinstance(entry.codec, Uniform):
+            block = entry.codec.block  # type: ignore[attr-defined]
+            blocks = math.prod(grid_shape(entry.shape, block, entry.axis))
+        return cls(streamed, codebook, blocks, "signs" in sizes)
 
 
 def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:
@@ -79,14 +85,19 @@ def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:
     if isinstance(weights, str) and weights in ("int8", "float32"):
         size = jnp.dtype(weights).itemsize
         return [
-            Stored({"weights": size * product.weight_count})
-            if product.weights
-            else None
+            None
+            if product.weights is None
+            else Stored({"weights": size * product.weight_count})
             for product in workload
         ]
     if isinstance(weights, Codec):
         return [_by_codec(product, weights) for product in workload]
     if isinstance(weights, str | os.PathLike):
+        if not os.path.exists(weights):
+            raise FileNotFoundError(
+                f"weights: {os.fspath(weights)!r} is neither 'int8', 'float32' nor the "
+                "path of a packed file"
+            )
         weights = load(weights, lazy=True)
     if isinstance(weights, PackedFile):
         found = _of_file(weights)
@@ -113,45 +124,52 @@ def _by_codec(product: MatMul, codec: Codec) -> Stored | None:
     return Stored.of(Entry(codec, "float32", axis, shape))
 
 
-def _of_file(file: PackedFile) -> dict[str, tuple[int, Stored]]:
+def _of_file(file: PackedFile) -> "dict[str, tuple[tuple[int, ...], Stored]]":
     found = {}
-    for name, tensor in file.tensors.items():
-        original = name.replace("~1", "/").replace("~0", "~")
+    for name in file:
+        tensor, shape = file.tensors[name], file.tensors[name].shape
+        stored = Stored({"weights": tensor.nbytes})
         if name in file.entries:
             entry = file.entries[name]
-            found[original] = math.prod(entry.shape), Stored.of(entry)
-        else:
-            stored = Stored({"weights": tensor.nbytes})
-            found[original] = math.prod(tensor.shape), stored
+            shape, stored = entry.shape, Stored.of(entry)
+            padding = tensor.nbytes - stored.nbytes
+            if padding:
+                streamed = {**stored.streamed, "padding": padding}
+                stored = dataclasses.replace(stored, streamed=streamed)
+        found[original_name(name)] = shape, stored
     return found
 
 
-def _of_tree(tree: Any) -> dict[str, tuple[int, Stored]]:
+def _of_tree(tree: Any) -> "dict[str, tuple[tuple[int, ...], Stored]]":
     found = {}
     for name, leaf in flatten(tree, is_compressed)[0].items():
         if is_compressed(leaf):
             dtype = jnp.dtype(leaf.dtype).name
             entry = Entry(leaf.codec, dtype, leaf.axis, tuple(leaf.shape))
-            found[name] = leaf.size, Stored.of(entry)
+            found[name] = entry.shape, Stored.of(entry)
         else:
-            size = math.prod(jnp.shape(leaf))
-            itemsize = jnp.result_type(leaf).itemsize
-            found[name] = size, Stored({"weights": size * itemsize})
+            shape, itemsize = jnp.shape(leaf), jnp.result_type(leaf).itemsize
+            found[name] = shape, Stored({"weights": math.prod(shape) * itemsize})
     return found
 
 
-def _find(product: MatMul, found: Mapping[str, tuple[int, Stored]]) -> Stored | None:
+def _find(
+    product: MatMul, found: "Mapping[str, tuple[tuple[int, ...], Stored]]"
+) -> Stored | None:
     if product.weights is None:
         return None
     if product.weights not in found:
         near = difflib.get_close_matches(product.weights, found, n=5, cutoff=0.0)
         raise ValueError(
-            f"{product.weights}: not in the weights; near it: {', '.join(near)}"
+            f"{product.weights}: not in the weights; near it: "
+            f"{', '.join(near) or 'nothing'}"
         )
-    size, stored = found[product.weights]
-    if size != product.weight_count:
+    shape, stored = found[product.weights]
+    outputs = product.n if product.count == 1 else product.count
+    ends = (*shape[:1], *shape[-1:])  # outputs are first in PyTorch, last in Flax
+    if math.prod(shape) != product.weight_count or outputs not in (*ends, 1):
         raise ValueError(
-            f"{product.weights}: {size} weights, but {product.name} has "
-            f"{product.count} x {product.k} x {product.n} = {product.weight_count}"
+            f"{product.weights}: shape {shape}, but {product.name} needs "
+            f"{product.count} x {product.k} x {product.n} weights"
         )
     return stored

@@ -84,14 +84,15 @@ def serial_cycles(product: MatMul, config: Config) -> int:
 
 
 def roofline_cycles(product: MatMul, config: Config) -> int:
-    """Cycles of a product alone, its weights at hand: the least that hiding leaves.
+    """Cycles of a product alone, its weights at hand, loading hidden within it.
 
     Every fold streams, or waits for the next tile to be shifted in; the first tile is
-    shifted in and the last outputs drain once per product.
+    shifted in and the last outputs drain once for each of `count`.
     """
     load, stream = load_cycles(config), stream_cycles(product, config)
-    fixed = product.count * (load + drain_cycles(config))
-    return fold_count(product, config) * max(stream, load) + fixed
+    folds = fold_count(product, config) // product.count
+    between = (folds - 1) * max(stream, load)
+    return product.count * (load + between + stream + drain_cycles(config))
 
 
 def _cut(length: int, size: int) -> Iterator[int]:

@@ -26,6 +26,8 @@ class MatMul:
         through afterwards.
       inputs: Activations that the product reads, where im2col repeats them: fewer
         than `count * m * k`, which `None` stands for.
+      cached: Bytes of the operand that always come from main memory: keys and values
+        of earlier tokens.
 
     Raises:
       TypeError, ValueError: A size that is no integer above 0.
@@ -39,10 +41,13 @@ class MatMul:
     weights: str | None = None
     elementwise: int = 0
     inputs: int | None = None
+    cached: int = 0
 
     def __post_init__(self):
-        for field in ("m", "k", "n", "count", "elementwise"):
-            value, least = getattr(self, field), field != "elementwise"
+        for field in ("m", "k", "n", "count", "elementwise", "inputs", "cached"):
+            value, least = getattr(self, field), field in ("m", "k", "n", "count")
+            if field == "inputs" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{self.name}: {field}: expected an integer")
             if value < least:
@@ -59,7 +64,9 @@ class MatMul:
     def input_bytes(self) -> int:
         """Bytes of int8 activations that are read: both operands of attention."""
         inputs = self.count * self.m * self.k if self.inputs is None else self.inputs
-        return inputs + (0 if self.weights else self.count * self.k * self.n)
+        if self.weights is None:
+            inputs += self.count * self.k * self.n - self.cached
+        return inputs
 
     @property
     def output_bytes(self) -> int:
@@ -96,6 +103,14 @@ def vit(
       patch: Height and width of a patch.
       classes: Outputs of the head.
     """
+    for name, value in (("heads", heads), ("patch", patch)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if width % heads or image % patch:
+        raise ValueError(
+            f"expected heads that divide the width and patches that divide the image, "
+            f"got {heads} of {width} and {patch} of {image}"
+        )
     patches = (image // patch) ** 2
     tokens, size = patches + 1, width // heads
     products = [
@@ -142,9 +157,15 @@ def vit_of(
     for name in ("patch_embed.proj.weight", "pos_embed", "head.weight"):
         if name not in shapes:
             raise ValueError(f"{name}: missing; no timm vision transformer")
-    width, _, patch, _ = shapes["patch_embed.proj.weight"]
-    side = math.isqrt(shapes["pos_embed"][1] - 1)
+    kernel, positions = shapes["patch_embed.proj.weight"], shapes["pos_embed"]
     depth = sum(name.endswith(".attn.qkv.weight") for name in shapes)
+    side = math.isqrt(max(0, positions[-2] - 1)) if len(positions) == 3 else 0
+    if len(kernel) != 4 or not depth or not side or side**2 + 1 != positions[-2]:
+        raise ValueError(
+            f"no timm vision transformer with one class token: {depth} blocks, patch "
+            f"embedding {tuple(kernel)}, positions {tuple(positions)}"
+        )
+    width, patch = kernel[0], kernel[2]
     return vit(
         width,
         depth,
@@ -242,8 +263,8 @@ def llama(
       key_value_heads: Heads of keys and values, shared by groups of the others.
       mlp: Width of the gated MLP.
       vocabulary: Outputs of the last product.
-      context: Tokens that attention looks back at; their keys and values are on the
-        chip, or spill.
+      context: Tokens that attention looks back at; their keys and values, int8, come
+        from main memory.
     """
     size = width // heads
     shared = key_value_heads * size
@@ -257,10 +278,16 @@ def llama(
         ):
             name = f"{layer}.{part}"
             products.append(MatMul(name, 1, inputs, outputs, 1, f"{name}.weight"))
-        scores, values = f"{layer}.scores", f"{layer}.values"
-        elements = heads * context
-        products.append(MatMul(scores, 1, size, context, heads, elementwise=elements))
-        products.append(MatMul(values, 1, context, size, heads))
+        group, cached = heads // key_value_heads, shared * context
+        products += [
+            MatMul(
+                f"{layer}.scores", group, size, context, key_value_heads,
+                elementwise=heads * context, cached=cached,
+            ),
+            MatMul(
+                f"{layer}.values", group, context, size, key_value_heads, cached=cached
+            ),
+        ]  # fmt: skip
         for part, inputs, outputs, elements in (
             ("self_attn.o_proj", width, width, width),
             ("mlp.gate_proj", width, mlp, mlp),

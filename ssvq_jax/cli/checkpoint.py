@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES, check_replaceable
+from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree import decode
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -137,11 +138,6 @@ def check_target(source: pathlib.Path, out: pathlib.Path) -> None:
     check_replaceable(out)
     if out.exists() and source.samefile(out):
         raise ValueError(f"{out}: is the source; give the output another name")
-
-
-def original_name(name: str) -> str:
-    """The name of a parameter of a packed file before it was escaped."""
-    return name.replace("~1", "/").replace("~0", "~")
 
 
 def progress(quiet: bool) -> Progress:

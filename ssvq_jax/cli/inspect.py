@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, original_name, progress
+from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
+from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 

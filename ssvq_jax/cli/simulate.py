@@ -9,8 +9,9 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import accelerator
-from ssvq_jax.cli.checkpoint import Flag, original_name
+from ssvq_jax.cli.checkpoint import Flag
 from ssvq_jax.export import PackedFile, load
+from ssvq_jax.export.structure import original_name
 
 Preset = Literal["edge", "edge_slow_clock", "micro", "ideal_memory"]
 Model = Literal["vit", "efficientnet_lite0", "mobilenet_v2", "llama"]
@@ -35,7 +36,8 @@ def simulate(
 
     Args:
       file: Packed file with timm's names of parameters.
-      model: What the products are; vit takes its sizes from the file.
+      model: What the products are. vit takes its sizes from the file; llama is one
+        token of SmolLM2-135M with 512 before it.
       image: Height and width of the input in pixels, for convolutional networks; 224.
       preset: Machine to start from.
       bandwidth: Bytes per cycle of main memory; inf for unlimited.
@@ -82,6 +84,8 @@ def simulate(
 def _workload(
     packed: PackedFile, model: Model, image: int | None
 ) -> list[accelerator.MatMul]:
+    if image is not None and model in ("vit", "llama"):
+        raise ValueError(f"--image: of no use for {model}; leave it out")
     if model == "vit":
         return accelerator.workloads.vit_of(_shapes(packed))
     if model == "llama":

@@ -126,7 +126,7 @@ def _keys(name: str) -> list[str]:
     if not name:
         return []
     check_name(name)
-    return [key.replace("~1", "/").replace("~0", "~") for key in name.split("/")]
+    return [original_name(key) for key in name.split("/")]
 
 
 def check_name(name: str) -> None:
@@ -137,6 +137,11 @@ def check_name(name: str) -> None:
             f"{printable(name[:80])!r}: expected keys without control characters, at "
             f"most {_DEEPEST}, none empty"
         )
+
+
+def original_name(name: str) -> str:
+    """A name with its keys as they were before they were escaped."""
+    return name.replace("~1", "/").replace("~0", "~")
 
 
 def _children(name: str, value: Any) -> tuple[str, Sequence[tuple[str | int, Any]]]:

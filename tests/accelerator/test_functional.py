@@ -45,6 +45,11 @@ def test_outputs_are_those_of_decode_and_product(codec, layout, tmp_path, rng, k
         result = acc.multiply(x, node, CONFIG)
         assert result.dtype == np.int32
         np.testing.assert_array_equal(result, expected)
+        batch = np.stack([x, x[..., ::-1, :]])
+        result = acc.multiply(batch, node, CONFIG)
+        np.testing.assert_array_equal(
+            result, np.stack([expected, expected[..., ::-1, :]])
+        )
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -368,7 +368,8 @@ def test_simulate(tmp_path, rng, ssvq_command):
     assert len(csv.read_text().splitlines()) == 1 + 8
     for wrong, message in (
         (["--array", "64"], "expected rows x columns"),
-        (["--bandwidth", 0], "dram_bytes_per_cycle: expected a number above 0"),
+        (["--bandwidth", 0], "dram_bytes_per_cycle: expected at least 1e-06"),
+        (["--image", 32], "--image: of no use for vit"),
         (["--model", "mobilenet_v2"], "conv_stem.weight: not in the weights"),
     ):
         status, _, error = ssvq_command("simulate", packed, *wrong)
