@@ -49,9 +49,10 @@ LARGEST_HEADER = 100_000_000
 
 MOST_AXES = 32
 
-_CHUNK = 1 << 26  # bytes
 LARGEST_SIZE = 1 << 48
 """No axis is as long."""
+
+_CHUNK = 1 << 26  # bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,8 +66,9 @@ def save(
     Raises:
       OSError: A directory that is missing or cannot be written.
       TypeError: A leaf that is no array of numbers; metadata that is not JSON.
-      ValueError: What `finalize` raises; a key that is empty or not printable; an
-        alignment that is no power of two below 2^20.
+      ValueError: What `finalize` raises; a key that is empty or has control
+        characters; more than 256 weights per stored byte; an alignment that is no
+        power of two below 2^20.
 
     Example:
       >>> import jax, pathlib, tempfile, ssvq_jax as ssvq
@@ -83,8 +84,7 @@ def save(
     leaves, containers = name_leaves(tree)
     check_savable(leaves, alignment)
     nodes = {name: leaf for name, leaf in leaves.items() if is_compressed(leaf)}
-    plain = {name: _plain_tensor(name, leaves[name]) for name in leaves.keys() - nodes}
-    plain = {name: plain[name] for name in leaves if name in plain}
+    plain = {n: _plain_tensor(n, leaf) for n, leaf in leaves.items() if n not in nodes}
     plain = dict(sorted(plain.items(), key=lambda item: -_itemsize(item[1])))
     entries = {name: _entry(name, node) for name, node in nodes.items()}
     description = Description(
