@@ -9,7 +9,7 @@ HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 8-bit integers"
 EYERISS = "Chen et al., ISCA 2016: register 1, neighbour 2, buffer 6 times a MAC"
 LPDDR4 = "LPDDR4 at 8 pJ per bit; 4 to 14 are found in the literature"
 
-_LEAST_RATE = 1e-6  # bytes per cycle
+_LEAST_RATE = 1e-6  # per cycle
 
 Dataflow = Literal["ws", "os"]
 WeightLoad = Literal["serial", "hidden"]
@@ -58,7 +58,7 @@ class Energy:
             _require_number(field.name, getattr(self, field.name), least=0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A machine: a systolic array behind a decoder, buffers and one memory channel.
 
@@ -72,12 +72,13 @@ class Config:
       weight_load: "serial" loads a tile, fills, streams and drains before the next;
         "hidden" loads behind shadow registers and lets tiles follow without a gap.
       dram_bytes_per_cycle: Rate of the one channel for all traffic; may be infinite.
+      decode_codewords_per_cycle: Blocks that the decoder looks up per cycle; may be
+        infinite.
       dram_latency: Cycles from a request to its first byte; requests overlap.
       burst_bytes: Each kind of a product's bytes is fetched in multiples of this.
       weight_buffer_bytes: Stored weights that wait for the array, as in the file.
       prefetch: Whether weights of later products are fetched, as far as the buffer
         holds them, and the next one's first tile loaded, while one is computed.
-      decode_codewords_per_cycle: Blocks that the decoder looks up per cycle.
       codebook_bytes: Register file of the decoder: the codebook of one matrix.
       activation_buffer_bytes: Inputs and outputs of a product; what does not fit is
         read from and written to memory.
@@ -96,11 +97,11 @@ class Config:
     dataflow: Dataflow = _value("ws")
     weight_load: WeightLoad = _value("hidden")
     dram_bytes_per_cycle: float | int = _value(6.4)
+    decode_codewords_per_cycle: float | int = _value(8)
     dram_latency: int = _value(100)
     burst_bytes: int = _value(32, "LPDDR4: 16 beats of 16 bits")
     weight_buffer_bytes: int = _value(128 * 1024)
     prefetch: bool = _value(False)
-    decode_codewords_per_cycle: int = _value(8)
     codebook_bytes: int = _value(64 * 1024)
     activation_buffer_bytes: int = _value(512 * 1024)
     accumulator_bytes: int = _value(256 * 1024)
@@ -108,7 +109,7 @@ class Config:
     energy: Energy = Energy()
 
     def __post_init__(self):
-        for name in ("rows", "cols", "burst_bytes", "decode_codewords_per_cycle"):
+        for name in ("rows", "cols", "burst_bytes"):
             _require_integer(name, getattr(self, name), least=1)
         for name in (
             "dram_latency",
@@ -119,13 +120,14 @@ class Config:
             "vector_elements_per_cycle",
         ):
             _require_integer(name, getattr(self, name), least=0)
-        bandwidth = self.dram_bytes_per_cycle
-        _require_number("dram_bytes_per_cycle", bandwidth, least=0, finite=False)
-        if bandwidth < _LEAST_RATE:
-            raise ValueError(
-                f"dram_bytes_per_cycle: expected at least {_LEAST_RATE:g} (inf for "
-                f"unlimited), got {bandwidth}"
-            )
+        for name in ("dram_bytes_per_cycle", "decode_codewords_per_cycle"):
+            rate = getattr(self, name)
+            _require_number(name, rate, least=0, finite=False)
+            if rate < _LEAST_RATE:
+                raise ValueError(
+                    f"{name}: expected at least {_LEAST_RATE:g} (inf for unlimited), "
+                    f"got {rate}"
+                )
         if not isinstance(self.prefetch, bool):
             raise TypeError(f"prefetch: expected True or False, got {self.prefetch!r}")
         if not isinstance(self.energy, Energy):
@@ -182,7 +184,7 @@ presets: dict[str, Config] = {
         dram_latency=0,
         burst_bytes=1,
         weight_load="serial",
-        decode_codewords_per_cycle=1 << 20,
+        decode_codewords_per_cycle=math.inf,
     ),
 }
 """Machines by name. Nobody has published the paper's; all of these are assumptions."""

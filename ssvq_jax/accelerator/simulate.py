@@ -24,6 +24,7 @@ it in; the array streams activations past it. What is assumed beside the values 
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -161,8 +162,8 @@ class _Machine:
         room = self.buffer.room(product.name, share.weights)
         begins, arrived = self.channel.transfer(share.weights, max(room, self.earliest))
         arrived = max(arrived, codebook)
-        decoding = -(-share.blocks // self.config.decode_codewords_per_cycle)
-        if decoding:
+        decoding = math.ceil(share.blocks / self.config.decode_codewords_per_cycle)
+        if share.blocks:
             begins = arrived
         _, inputs = self.channel.transfer(share.activations, self.start)
         if self.config.dataflow == "ws":

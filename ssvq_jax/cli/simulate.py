@@ -25,7 +25,7 @@ def simulate(
     preset: Preset = "edge",
     bandwidth: float | None = None,
     array: str | None = None,
-    decoder: int | None = None,
+    decoder: float | None = None,
     dataflow: Literal["ws", "os"] | None = None,
     weight_load: Literal["serial", "hidden"] | None = None,
     prefetch: Flag = False,
@@ -42,7 +42,7 @@ def simulate(
       preset: Machine to start from.
       bandwidth: Bytes per cycle of main memory; inf for unlimited.
       array: Rows x columns of the array, such as 64x64.
-      decoder: Codewords per cycle of the decoder.
+      decoder: Codewords per cycle of the decoder; inf for unlimited.
       dataflow: ws keeps weights in the array, os outputs.
       weight_load: serial, or hidden behind shadow registers.
       prefetch: Fetch the next product's weights while this one is computed.
