@@ -22,4 +22,4 @@ def test_sizes_of_a_checkpoint(tmp_path, rng):
 
 def test_a_folder_without_checkpoints(tmp_path, capsys):
     assert sizes.main(sizes.Options(models=tmp_path, out=tmp_path)) == 2
-    assert "give --models" in capsys.readouterr().out
+    assert "give --models" in " ".join(capsys.readouterr().out.split())
