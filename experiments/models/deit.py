@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.vit import attend
+
 
 @dataclasses.dataclass(frozen=True)
 class DeiTConfig:
@@ -62,11 +64,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens `(batch, tokens, width)` to tokens."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        return self.proj(mixed.reshape(batch, tokens, width))
+        return self.proj(attend(self.qkv(x), self.heads))
 
 
 class MLP(nnx.Module):

@@ -5,6 +5,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+def attend(qkv: jax.Array, heads: int) -> jax.Array:
+    """Attention of queries, keys and values side by side, `(batch, tokens, 3 width)`.
+
+    Returns:
+      The values that every token takes, `(batch, tokens, width)`.
+    """
+    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    qkv = qkv.reshape(batch, tokens, 3, heads, width // heads)
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    mixed = jax.nn.dot_product_attention(query, key, value)
+    return mixed.reshape(batch, tokens, width)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for query, key and value."""
 
@@ -15,11 +28,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens `(batch, tokens, width)` to tokens."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        return self.out(mixed.reshape(batch, tokens, width))
+        return self.out(attend(self.qkv(x), self.heads))
 
 
 class Block(nnx.Module):

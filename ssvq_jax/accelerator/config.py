@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from ssvq_jax.codecs.protocol import require_integer
+
 ASSUMED = "assumed"
 HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 8-bit integers"
 EYERISS = "Chen et al., ISCA 2016: register 1, neighbour 2, buffer 6 times a MAC"
@@ -17,13 +19,6 @@ WeightLoad = Literal["serial", "hidden"]
 
 def _value(default: Any, source: str = ASSUMED) -> Any:
     return dataclasses.field(default=default, metadata={"source": source})
-
-
-def _require_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _require_number(name: str, value: Any, least: int, finite: bool = True) -> None:
@@ -110,7 +105,7 @@ class Config:
 
     def __post_init__(self):
         for name in ("rows", "cols", "burst_bytes"):
-            _require_integer(name, getattr(self, name), least=1)
+            require_integer(name, getattr(self, name), 1)
         for name in (
             "dram_latency",
             "weight_buffer_bytes",
@@ -119,7 +114,7 @@ class Config:
             "accumulator_bytes",
             "vector_elements_per_cycle",
         ):
-            _require_integer(name, getattr(self, name), least=0)
+            require_integer(name, getattr(self, name), 0)
         for name in ("dram_bytes_per_cycle", "decode_codewords_per_cycle"):
             rate = getattr(self, name)
             _require_number(name, rate, least=0, finite=False)

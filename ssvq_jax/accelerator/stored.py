@@ -10,8 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ssvq_jax.accelerator.workloads import MatMul
-from ssvq_jax.codecs import Codec, Uniform, is_compressed
-from ssvq_jax.core.blocks import grid_shape
+from ssvq_jax.codecs import Codec, is_compressed
 from ssvq_jax.export import PackedFile, load
 from ssvq_jax.export.description import Entry
 from ssvq_jax.export.structure import original_name
@@ -60,10 +59,8 @@ class Stored:
             if _KINDS[name] != "codebooks"
         }
         codebook = sum(sizes.values()) - sum(streamed.values())
-        blocks = 0
-        if not isinstance(entry.codec, Uniform):
-            block = entry.codec.block  # type: ignore[attr-defined]
-            blocks = math.prod(grid_shape(entry.shape, block, entry.axis))
+        counts = {field.name: field.count for field in entry.fields}
+        blocks = counts["codes"] if "codebook" in counts else 0
         return cls(streamed, codebook, blocks, "signs" in sizes)
 
 
@@ -117,10 +114,8 @@ def _by_codec(product: MatMul, codec: Codec) -> Stored | None:
     shape, axis = (product.k * product.n, product.count), 1  # depthwise: channels
     if product.count == 1:
         shape, axis = (product.k, product.n), 0
-    if not isinstance(codec, Uniform):
-        blocks = math.prod(grid_shape(shape, codec.block, axis))  # type: ignore[attr-defined]
-        if blocks < codec.codewords:  # type: ignore[attr-defined]
-            return Stored({"weights": product.weight_count})
+    if not codec.fits(shape, axis):
+        return Stored({"weights": product.weight_count})
     return Stored.of(Entry(codec, "float32", axis, shape))
 
 

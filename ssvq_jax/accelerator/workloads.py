@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from ssvq_jax.codecs.protocol import require_integer
+
 
 @dataclasses.dataclass(frozen=True)
 class MatMul:
@@ -48,12 +50,7 @@ class MatMul:
             value, least = getattr(self, field), field in ("m", "k", "n", "count")
             if field == "inputs" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{self.name}: {field}: expected an integer")
-            if value < least:
-                raise ValueError(
-                    f"{self.name}: {field}: expected at least {int(least)}, got {value}"
-                )
+            require_integer(f"{self.name}: {field}", value, int(least))
 
     @property
     def macs(self) -> int:

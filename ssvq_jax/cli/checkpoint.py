@@ -1,6 +1,5 @@
 """Checkpoints as the commands see them: arrays by name, read when asked for."""
 
-import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,12 +17,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES, check_replaceable
+from ssvq_jax.export.error import naming
 from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree import decode
+
+_FOREIGN = "no safetensors file"
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """An option that is off unless it is named."""
@@ -46,19 +48,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.packed: PackedFile | None = None
-        with self._naming():
+        with naming(self.path, _FOREIGN):
             self._file = safe_open(self.path, "np")
-            metadata = self._file.metadata() or {}
-            names = sorted(self._file.keys())
-        if "ssvq_jax" in metadata:
-            self.packed = PackedFile(self.path)
-            metadata = _original_metadata(self.packed)
-            names = list(self.packed)
-        self.metadata = metadata
-        self.stored = {original_name(name): name for name in names}
-        if self.packed is None:
-            self.stored = {name: name for name in names}
-        elif len(self.stored) < len(names):
+            self.metadata = self._file.metadata() or {}
+            self.stored = {name: name for name in sorted(self._file.keys())}
+        if "ssvq_jax" not in self.metadata:
+            return
+        self.packed = PackedFile(self.path)
+        self.metadata = _original_metadata(self.packed)
+        self.stored = {original_name(name): name for name in self.packed}
+        if len(self.stored) < len(self.packed):
             raise FormatError(f"{self.path}: two parameters of one original name")
 
     def __contains__(self, name: object) -> bool:
@@ -75,7 +74,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if self.packed is not None:
             decoded = np.asarray(decode(self.packed[stored]))
             return decoded.astype(self.dtype(name), copy=False)
-        with self._naming(name):
+        with naming(self.path, name, _FOREIGN):
             return self._file.get_tensor(stored)
 
     def dtype(self, name: str) -> np.dtype:
@@ -107,14 +106,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def lazy(self, name: str) -> "LazyArray":
         """A stand-in for a weight that reads it whenever NumPy asks for it."""
         return LazyArray(self, name)
-
-    @contextlib.contextmanager
-    def _naming(self, name: str = "") -> Iterator[None]:
-        try:
-            yield
-        except (SafetensorError, TypeError, ValueError) as error:
-            place = ": ".join(filter(None, (self.path, name)))
-            raise FormatError(f"{place}: no safetensors file: {error}") from error
 
 
 class LazyArray:

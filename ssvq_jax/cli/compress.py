@@ -17,7 +17,6 @@ import ssvq_jax.tree as tree
 from ssvq_jax.cli.checkpoint import Checkpoint, Flag, check_target, progress
 from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
-from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
 from ssvq_jax.export.structure import name_leaves
@@ -103,8 +102,8 @@ def compress(
             rows.append(Row(name, shape, NOT_COMPRESSED, size, original))
     report = Report.of(rows)
     if not report.compressed.weights:
-        for reason in kept.values():
-            raise ValueError(f"{source}: {reason}")
+        if kept:
+            raise ValueError(f"{source}: {next(iter(kept.values()))}")
         raise ValueError(
             f"{source}: nothing to compress: no tensor that --include and --exclude "
             f"let through has two axes and {min_weights} weights (--min-weights)"
@@ -194,7 +193,4 @@ def _gains(
     if dtype.name not in ("float32", "float16", "bfloat16"):
         return False
     stored = 8 * sum(field.nbytes for field in codec.fields(shape, axis))
-    if isinstance(codec, Uniform):
-        return stored < original
-    blocks = math.prod(grid_shape(shape, codec.block, axis))  # type: ignore[attr-defined]
-    return codec.codewords <= blocks and stored < original  # type: ignore[attr-defined]
+    return stored < original and codec.fits(shape, axis)

@@ -88,8 +88,6 @@ def _workload(
         raise ValueError(f"--image: of no use for {model}; leave it out")
     if model == "vit":
         return accelerator.workloads.vit_of(_shapes(packed))
-    if model == "llama":
-        return accelerator.workloads.llama()
     build: Any = accelerator.workloads.models[model]
     return build() if image is None else build(image)
 

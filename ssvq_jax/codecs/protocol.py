@@ -80,6 +80,13 @@ class Codec(abc.ABC):
     ) -> "Compressed":
         """The finalized node from its stored arrays; inverse of `Compressed.stored`."""
 
+    def fits(self, shape: tuple[int, ...], axis: int) -> bool:
+        """Whether a weight of this shape has at least as many blocks as codewords."""
+        fields = {field.name: field for field in self.fields(shape, axis)}
+        return (
+            "codebook" not in fields or fields["codes"].count >= fields["codes"].limit
+        )
+
     def describe(self) -> str:
         """Short text for tables: the call, without options that have their default."""
         options = []

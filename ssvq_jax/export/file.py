@@ -1,6 +1,5 @@
 """`save` and `load`: the packed file. The format itself is described in FORMAT.md."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ from ssvq_jax.export.container import (
     replacing,
 )
 from ssvq_jax.export.description import LARGEST_ALIGNMENT, Description, Entry
-from ssvq_jax.export.error import FormatError
+from ssvq_jax.export.error import FormatError, naming
 from ssvq_jax.export.packing import pack_integers, unpack_integers
 from ssvq_jax.export.structure import build_tree, check_name, name_leaves
 from ssvq_jax.tree import finalize
@@ -32,14 +31,6 @@ from ssvq_jax.tree import finalize
 _KEY = "ssvq_jax"
 _HASHES = "ssvq_jax.hashes"
 _HASH_BYTES = 8
-# What malformed content raises on the way through checks and constructors.
-_REFUSALS = (
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 def save(
@@ -166,7 +157,7 @@ class PackedFile(Mapping[str, Any]):
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
-        with _naming(self.path):
+        with naming(self.path):
             self._container = Container(self.path)
             self.tensors = self._container.tensors
             self.header_bytes = len(self._container.header)
@@ -203,7 +194,7 @@ class PackedFile(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self:
             raise KeyError(name)
-        with _naming(self.path, name):
+        with naming(self.path, name):
             data = self._container.read(name)
             if _hash(data) != self._digests[name]:
                 raise FormatError("the values do not match their hash")
@@ -244,16 +235,6 @@ class PackedFile(Mapping[str, Any]):
         if _hash(self._container.header) != digests[0]:
             raise FormatError("the header does not match its hash")
         return dict(zip(self._names, digests[1:], strict=True))
-
-
-@contextlib.contextmanager
-def _naming(*names: str) -> Iterator[None]:
-    """Turns what malformed content raises into a `FormatError` that names it."""
-    try:
-        yield
-    except _REFUSALS as error:
-        place = ": ".join(filter(None, names))
-        raise FormatError(f"{place}: {error}") from error
 
 
 def check_savable(names: Iterable[str], alignment: int) -> None:
