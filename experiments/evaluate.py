@@ -11,29 +11,30 @@ half a minute on 2 CPU cores.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import tensorflow_datasets as tfds
 import tyro
 from flax import nnx
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
-from experiments.models.checkpoint import load_timm
-from experiments.models.zoo import NETWORKS, Network, crop
+from experiments import data
+from experiments.models import checkpoint
+from experiments.models.zoo import NETWORKS, Network
+from experiments.training import evaluation
+from experiments.training.devices import Devices
 
 Name = Literal[
     "deit_tiny",
     "deit_small",
     "deit_base",
     "deit_tiny_cifar10",
+    "deit_96_cifar10",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
@@ -68,8 +69,15 @@ def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
     network = NETWORKS[options.network]
     model = load(network, options.weights)
-    source = _source(options)
-    counts = evaluate(model, network, source, options.batch, quiet=options.json)
+    split = options.split
+    if split is None:
+        names = data.splits(options.dataset, options.data_dir)
+        split = "validation" if "validation" in names else "test"
+    if options.limit is not None:
+        split = f"{split}[:{options.limit}]"
+    images = data.open_split(options.dataset, split, options.data_dir)
+    found = evaluate(model, network, images, options.batch, quiet=options.json)
+    counts = found.counts()
     if options.json:
         print(json.dumps(counts))
         return 0
@@ -85,74 +93,43 @@ def main(options: Options) -> int:
 def load(network: Network, weights: pathlib.Path) -> Any:
     """A network with the weights of a checkpoint, for inference."""
     model = network.build(nnx.Rngs(0))
-    load_timm(model, weights)
+    checkpoint.load(model, weights)
     model.eval()
     return model
 
 
 def evaluate(
-    model: Any, network: Network, source: Any, batch: int, quiet: bool = False
-) -> dict[str, Any]:
-    """Counts of right answers and mean cross-entropy over a data source.
+    model: Any, network: Network, split: data.Split, batch: int, quiet: bool = False
+) -> evaluation.Prediction:
+    """What a model makes of a split.
 
     Args:
-      model: The network.
+      model: The network with its weights.
       network: How its images are prepared.
-      source: Sequence of examples with `image` and `label`.
+      split: Images and labels.
       batch: Images at a time.
       quiet: No progress bar.
     """
+    devices = Devices.all("data")
+    graphdef, state = nnx.split(model)
+    state = jax.device_put(state, devices.replicated)
 
-    @nnx.jit
-    def measure(model, images, labels):
-        logits = model(network.normalize(images))
-        chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        rank = jnp.sum(logits > chosen, axis=1)
-        loss = jax.nn.logsumexp(logits, axis=1) - chosen[:, 0]
-        return rank, loss
+    @functools.partial(jax.jit, out_shardings=devices.replicated)
+    def predict(state, arrays):
+        model = nnx.merge(graphdef, state)
+        logits = model(network.normalize(arrays["image"]))
+        return evaluation.judge(logits, arrays["label"])
 
-    ranks, losses = [], []
-    count = -(-len(source) // batch)
-    batches = track(
-        _batches(source, network.size, batch), "Evaluating", count, disable=quiet
-    )
-    for images, labels in batches:
-        valid = len(labels)  # the last batch is filled up: one shape, one program
-        images, labels = (np.resize(x, (batch, *x.shape[1:])) for x in (images, labels))
-        rank, loss = measure(model, images, labels)
-        ranks.append(np.asarray(rank)[:valid])
-        losses.append(np.asarray(loss)[:valid])
-    rank, loss = np.concatenate(ranks), np.concatenate(losses)
-    return {
-        "images": len(rank),
-        "top1": int(np.sum(rank < 1)),
-        "top5": int(np.sum(rank < 5)),
-        "loss": float(np.mean(loss)),
-    }
-
-
-def _batches(
-    source: Any, size: int, batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(source), batch):
-        examples = [source[i] for i in range(start, min(start + batch, len(source)))]
-        images = np.stack([crop(example["image"], size) for example in examples])
-        yield images, np.array([example["label"] for example in examples], np.int32)
-
-
-def _source(options: Options) -> Any:
-    try:
-        builder: Any = tfds.builder(options.dataset, data_dir=options.data_dir)
-        splits = builder.info.splits
-        split = options.split or ("validation" if "validation" in splits else "test")
-        if options.limit is not None:
-            split = f"{split}[:{options.limit}]"
-        return builder.as_data_source(split=split)
-    except Exception as error:
-        raise SystemExit(
-            f"cannot read the data set {options.dataset!r}: {error}\n"
-            "Give the folder of prepared sets: --data-dir DIR"
-        ) from error
+    with Progress(disable=quiet) as progress:
+        task = progress.add_task("Evaluating", total=len(split))
+        return evaluation.evaluate(
+            functools.partial(predict, state),
+            split,
+            size=network.size,
+            batch=batch,
+            devices=devices,
+            advance=lambda images: progress.advance(task, images),
+        )
 
 
 if __name__ == "__main__":

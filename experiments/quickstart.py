@@ -38,6 +38,7 @@ from experiments import data, quickstart_plot
 from experiments.models.vit import ViT
 
 STEPS_PER_CALL = 10
+_Arrays = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +107,25 @@ def main(options: Options) -> int:
         raise SystemExit(f"--width: expected a multiple of 64, got {options.width}")
     start, console = time.perf_counter(), Console()
     options.output.mkdir(parents=True, exist_ok=True)
-    dataset = data.load(options.dataset, options.data_dir)
-    size = dataset.train_images.shape[1]
+    name, folder = options.dataset, options.data_dir
+    names = data.splits(name, folder)
+    train = data.open_split(name, "train", folder)
+    held_out = "test" if "test" in names else "validation"
+    test = data.open_split(name, held_out, folder)
+    train_set, test_set = train.arrays(), test.arrays()
+    size = train_set[0].shape[1]
     model = ViT(
         size=size,
-        channels=dataset.train_images.shape[3],
+        channels=train_set[0].shape[3],
         patch=size // 4,
         width=options.width,
         depth=options.depth,
         heads=options.width // 64,
-        classes=dataset.classes,
+        classes=train.classes,
         rngs=nnx.Rngs(options.seed),
     )
     graphdef, params = nnx.split(model, nnx.Param)
-    task = _Task(graphdef, dataset, options)
+    task = _Task(graphdef, train_set, test_set, options)
     failures: list[str] = []
 
     with Progress(
@@ -156,7 +162,7 @@ def main(options: Options) -> int:
     bits = {r.name: r.bits for r in results[2:]}
     if max(bits.values()) - min(bits.values()) > 1e-9:
         failures.append(f"the methods store different numbers of bits: {bits}")
-    console.print(_table(results, options, len(dataset.test_labels)))
+    console.print(_table(results, options, len(test)))
     plot = options.output / "quickstart.png"
     quickstart_plot.draw(plot, results[1:], np.asarray(codebook))
     console.print(f"Plot: {plot}. {time.perf_counter() - start:.0f} s in all.")
@@ -214,14 +220,16 @@ def _compress(
 class _Task:
     """Training and evaluation of one architecture on one data set."""
 
-    def __init__(self, graphdef: Any, dataset: data.Dataset, options: Options):
+    def __init__(
+        self, graphdef: Any, train_set: _Arrays, test_set: _Arrays, options: Options
+    ):
         self.options = options
-        train = dataset.train_images
-        mean = train.mean(axis=(0, 1, 2), dtype=np.float64)
-        std = train.std(axis=(0, 1, 2), dtype=np.float64)
+        images, labels = train_set
+        mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
+        std = images.std(axis=(0, 1, 2), dtype=np.float64)
         mean, std = jnp.asarray(mean, "f4"), jnp.asarray(std, "f4")
-        self.train_set = jnp.asarray(train), jnp.asarray(dataset.train_labels)
-        self.test_set = dataset.test_images, dataset.test_labels
+        self.train_set = jnp.asarray(images), jnp.asarray(labels)
+        self.test_set = test_set
 
         def logits(tree: Any, images: jax.Array) -> jax.Array:
             model = nnx.merge(graphdef, ssvq.decode(tree))
@@ -271,7 +279,7 @@ class _Task:
             return jax.lax.scan(step, (trainable, state), batches)
 
         images, labels = self.train_set
-        batches = data.batch_indices(
+        batches = batch_indices(
             len(labels), self.options.batch, steps, self.options.seed
         )
         history: dict[str, list[Any]] = {"loss": [], "flipped": [], "frozen": []}
@@ -286,6 +294,14 @@ class _Task:
             progress.update(bar, advance=len(some), loss=f"loss {losses[-1]:.3f}")
         kept = {name: np.array(values) for name, values in history.items() if values}
         return ssvq.combine(trainable, static), kept
+
+
+def batch_indices(count: int, batch: int, steps: int, seed: int) -> np.ndarray:
+    """Indices `(steps, batch)` of the batches: every epoch is a new permutation."""
+    rng = np.random.default_rng(seed)
+    epochs = -(-steps * batch // count)
+    order = np.concatenate([rng.permutation(count) for _ in range(epochs)])
+    return order[: steps * batch].reshape(steps, batch)
 
 
 def _adamw(rate: float, steps: int) -> optax.GradientTransformation:

@@ -1,13 +1,17 @@
-"""PyTorch checkpoints into NNX modules whose attributes have timm's names."""
+"""Checkpoints into NNX modules whose attributes have timm's names, and out of them."""
 
 import difflib
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
 
+import ssvq_jax as ssvq
 from ssvq_jax.cli.checkpoint import Checkpoint
+from ssvq_jax.codecs import is_compressed
 
 # Flax's names of leaves where timm's differ.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
@@ -16,10 +20,11 @@ _LEAVES |= {"var": "running_var"}
 _IGNORED = "num_batches_tracked"
 
 
-def load_timm(model: nnx.Module, path: str | pathlib.Path) -> None:
-    """Fill a model from a checkpoint in PyTorch's layout, packed or not, in place.
+def load(model: nnx.Module, path: str | pathlib.Path) -> None:
+    """Fill a model from a checkpoint, packed or not, in place.
 
-    Kernels `(out, in)` become `(in, out)`, OIHW becomes HWIO.
+    The checkpoint has timm's names and PyTorch's layout (kernels `(out, in)` become
+    `(in, out)`, OIHW becomes HWIO), or Flax's names and layout as `save` writes them.
 
     Raises:
       OSError: A file that cannot be read.
@@ -29,10 +34,15 @@ def load_timm(model: nnx.Module, path: str | pathlib.Path) -> None:
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     flat = nnx.to_flat_state(state)
-    names = {keys: timm_name(keys) for keys, _ in flat}
+    own = {keys: flax_name(keys) for keys, _ in flat}
+    is_own = not stored.isdisjoint(
+        name for keys, name in own.items() if name != timm_name(keys)
+    )
+    names = own if is_own else {keys: timm_name(keys) for keys, _ in flat}
     _require_same_names(path, set(names.values()), stored)
     for keys, variable in flat:
-        tensor = to_flax(tensors[names[keys]])
+        tensor = tensors[names[keys]]
+        tensor = tensor if is_own else to_flax(tensor)
         if tensor.shape != variable.shape:
             raise ValueError(
                 f"{path}: {names[keys]}: expected shape {variable.shape} in Flax's "
@@ -40,6 +50,29 @@ def load_timm(model: nnx.Module, path: str | pathlib.Path) -> None:
             )
         variable[...] = jnp.asarray(tensor, variable.dtype)
     nnx.update(model, state)
+
+
+def save(path: str | pathlib.Path, params: Any, statistics: Any) -> None:
+    """Write a model's parameters, packed where they are compressed, and statistics.
+
+    Args:
+      path: File to write.
+      params: Nested dicts of arrays and `Compressed` nodes, as `nnx.to_pure_dict`
+        gives them.
+      statistics: Likewise, of batch norms.
+    """
+    flat = nnx.traversals.flatten_mapping(params)
+    flat |= nnx.traversals.flatten_mapping(statistics)
+    tensors = {flax_name(keys): value for keys, value in flat.items()}
+    if any(is_compressed(value) for value in tensors.values()):
+        ssvq.save(path, tensors, metadata={"source": {"layout": "flax"}})
+    else:
+        save_file({name: np.asarray(x) for name, x in tensors.items()}, path)
+
+
+def flax_name(keys: tuple) -> str:
+    """The name of the leaf at a path of a model's state."""
+    return ".".join(map(str, keys))
 
 
 def timm_name(keys: tuple) -> str:

@@ -20,6 +20,7 @@ class DeiTConfig:
       size: Height and width of the images.
       patch: Height and width of a patch.
       classes: Outputs.
+      channels: Of the images.
     """
 
     width: int = 192
@@ -28,6 +29,7 @@ class DeiTConfig:
     size: int = 224
     patch: int = 16
     classes: int = 1000
+    channels: int = 3
 
 
 CONFIGS = {
@@ -35,6 +37,7 @@ CONFIGS = {
     "deit_small": DeiTConfig(width=384, heads=6),
     "deit_base": DeiTConfig(width=768, heads=12),
     "deit_tiny_cifar10": DeiTConfig(size=32, patch=8, classes=10),
+    "deit_96_cifar10": DeiTConfig(width=96, depth=6, size=32, patch=8, classes=10),
 }
 _EPSILON = 1e-6
 
@@ -45,11 +48,16 @@ class PatchEmbed(nnx.Module):
     def __init__(self, config: DeiTConfig, rngs: nnx.Rngs):
         patch = (config.patch, config.patch)
         self.proj = nnx.Conv(
-            3, config.width, patch, strides=patch, padding="VALID", rngs=rngs
+            config.channels,
+            config.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            rngs=rngs,
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images `(batch, size, size, 3)` to tokens `(batch, patches, width)`."""
+        """Images to tokens `(batch, patches, width)`."""
         x = self.proj(images)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -62,9 +70,10 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(config.width, 3 * config.width, rngs=rngs)
         self.proj = nnx.Linear(config.width, config.width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Tokens `(batch, tokens, width)` to tokens."""
-        return self.proj(attend(self.qkv(x), self.heads))
+    def __call__(self, x: jax.Array, batch: int) -> jax.Array:
+        """Tokens `(batch * tokens, width)` to tokens."""
+        qkv = self.qkv(x).reshape(batch, -1, 3 * x.shape[-1])
+        return self.proj(attend(qkv, self.heads).reshape(x.shape))
 
 
 class MLP(nnx.Module):
@@ -88,9 +97,9 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(config.width, epsilon=_EPSILON, rngs=rngs)
         self.mlp = MLP(config.width, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Tokens to tokens."""
-        x = x + self.attn(self.norm1(x))
+    def __call__(self, x: jax.Array, batch: int) -> jax.Array:
+        """Tokens `(batch * tokens, width)` to tokens."""
+        x = x + self.attn(self.norm1(x), batch)
         return x + self.mlp(self.norm2(x))
 
 
@@ -108,10 +117,12 @@ class DeiT(nnx.Module):
         self.head = nnx.Linear(config.width, config.classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+        """Images `(batch, size, size, channels)` to logits `(batch, classes)`."""
         x = self.patch_embed(images)
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...]
+        batch, tokens, width = x.shape
+        x = x.reshape(-1, width)  # products of two axes are a fifth faster on CPUs
         for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x)[:, 0])
+            x = block(x, batch)
+        return self.head(self.norm(x.reshape(batch, tokens, width)[:, 0]))

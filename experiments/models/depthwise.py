@@ -1,5 +1,7 @@
 """Depthwise convolution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,11 +31,12 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images `(batch, height, width, channels)`."""
-        kernel = self.kernel[...]
-        if jax.default_backend() == "cpu":
-            x = _shifted_products(x, kernel, self.stride)
-        else:
-            x = _grouped(x, kernel, self.stride)
+        x = jax.lax.platform_dependent(
+            x,
+            self.kernel[...],
+            cpu=functools.partial(_shifted_products, stride=self.stride),
+            default=functools.partial(_grouped, stride=self.stride),
+        )
         return x if self.bias is None else x + self.bias[...]
 
 

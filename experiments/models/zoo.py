@@ -17,12 +17,14 @@ class Network:
     """A network, and how its images are prepared.
 
     Attributes:
+      name: Its name.
       build: Makes the module from `nnx.Rngs`.
       size: Height and width of its images.
       mean: Of its pixels, 0 to 255; a number or one per channel.
       std: Likewise.
     """
 
+    name: str
     build: Callable[[nnx.Rngs], Any]
     size: int
     mean: Any = 127.5
@@ -41,31 +43,33 @@ _CIFAR = {
 }
 
 
-def _mobile(name: str, **values: Any) -> Network:
-    architecture = mobile.ARCHITECTURES[name]
+def _mobile(name: str, architecture: str, **values: Any) -> Network:
+    chosen = mobile.ARCHITECTURES[architecture]
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
-        return mobile.InvertedResidualNet(architecture, 1000, rngs=rngs)
+        return mobile.InvertedResidualNet(chosen, 1000, rngs=rngs)
 
-    return Network(build, architecture.size, **values)
+    return Network(name, build, chosen.size, **values)
 
 
 def _deit(name: str, **values: Any) -> Network:
     config = deit.CONFIGS[name]
-    return Network(lambda rngs: deit.DeiT(config, rngs=rngs), config.size, **values)
+    return Network(
+        name, lambda rngs: deit.DeiT(config, rngs=rngs), config.size, **values
+    )
 
 
-NETWORKS = {
-    "deit_tiny": _deit("deit_tiny", **_IMAGENET),
-    "deit_small": _deit("deit_small", **_IMAGENET),
-    "deit_base": _deit("deit_base", **_IMAGENET),
-    "deit_tiny_cifar10": _deit("deit_tiny_cifar10", **_CIFAR),
-    "efficientnet_lite0": _mobile("efficientnet_lite0", mean=127.0, std=128.0),
-    "efficientnet_lite1": _mobile("efficientnet_lite1", mean=127.0, std=128.0),
-    "efficientnet_lite2": _mobile("efficientnet_lite2", mean=127.0, std=128.0),
-    "mobilenet_v2_100": _mobile("mobilenet_v2"),
-    "mobilenet_v1_025": Network(lambda r: mobile.MobileNetV1(1000, rngs=r), 224),
-}
+_NETWORKS = (
+    *(_deit(f"deit_{size}", **_IMAGENET) for size in ("tiny", "small", "base")),
+    *(_deit(f"deit_{size}_cifar10", **_CIFAR) for size in ("tiny", "96")),
+    *(
+        _mobile(f"efficientnet_lite{i}", f"efficientnet_lite{i}", mean=127.0, std=128.0)
+        for i in range(3)
+    ),
+    _mobile("mobilenet_v2_100", "mobilenet_v2"),
+    Network("mobilenet_v1_025", lambda rngs: mobile.MobileNetV1(1000, rngs=rngs), 224),
+)
+NETWORKS = {network.name: network for network in _NETWORKS}
 """Networks by the names of their checkpoints."""
 
 

@@ -8,9 +8,9 @@ import sklearn.datasets
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import evaluate
+from experiments import data, evaluate
 from experiments.models import depthwise
-from experiments.models.checkpoint import load_timm
+from experiments.models.checkpoint import load
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import NETWORKS, crop
 from tests.shared import shared
@@ -63,9 +63,9 @@ def test_accuracy_of_the_smallest_network():
     )
     network = NETWORKS[options.network]
     model = evaluate.load(network, options.weights)
-    counts = evaluate.evaluate(
-        model, network, evaluate._source(options), options.batch, quiet=True
-    )
+    split = data.open_split(options.dataset, "validation", options.data_dir)
+    found = evaluate.evaluate(model, network, split, options.batch, quiet=True)
+    counts = found.counts()
     assert abs(counts["top1"] - 548) <= 3 and abs(counts["top5"] - 796) <= 3
     assert counts["loss"] == pytest.approx(1.861, abs=0.01)
 
@@ -114,11 +114,11 @@ def test_checkpoints_of_other_networks_are_refused(tmp_path):
     renamed = {n.replace("Conv2d_3", "conv_3"): x for n, x in tensors.items()}
     save_file(renamed, path)
     with pytest.raises(ValueError, match="Conv2d_3_depthwise.bias is missing.*unknown"):
-        load_timm(model, path)
+        load(model, path)
     tensors["classifier.weight"] = np.ascontiguousarray(tensors["classifier.weight"].T)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="classifier.weight: expected shape"):
-        load_timm(model, path)
+        load(model, path)
 
 
 def test_patches_tokens_and_heads():

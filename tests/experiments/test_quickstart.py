@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
-from experiments import data, quickstart
-from tests.shared import shared
+from experiments import quickstart
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -45,24 +44,8 @@ def test_a_failed_check_is_the_exit_status(options, monkeypatch, capsys):
 
 
 def test_batches_are_epochs_of_permutations():
-    batches = data.batch_indices(10, 4, 5, seed=0)
+    batches = quickstart.batch_indices(10, 4, 5, seed=0)
     assert batches.shape == (5, 4)
     first, second = batches.ravel()[:10], batches.ravel()[10:]
     assert sorted(first) == sorted(second) == list(range(10))
-    np.testing.assert_array_equal(batches, data.batch_indices(10, 4, 5, seed=0))
-
-
-def test_a_missing_data_set_says_what_to_do(tmp_path):
-    with pytest.raises(SystemExit, match="cannot read.*'cifar10'(.|\n)*--data-dir"):
-        data.load("cifar10", tmp_path)
-
-
-def test_reads_tensorflow_datasets_without_tensorflow():
-    import tensorflow_datasets as tfds
-
-    folder = shared("tfds")
-    source = tfds.data_source("cifar10", split="test[:50]", data_dir=folder)
-    images, labels = data._read(source, "cifar10")
-    assert (images.shape, images.dtype) == ((50, 32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(labels, [source[i]["label"] for i in range(50)])
-    np.testing.assert_array_equal(images[7], source[7]["image"])
+    np.testing.assert_array_equal(batches, quickstart.batch_indices(10, 4, 5, seed=0))

@@ -1,0 +1,19 @@
+r"""Compress trained networks and fine-tune them, as a config file says.
+
+    python -m experiments.compress experiments/configs/headline_cifar10.py \
+        --data-dir ../shared/tfds
+
+The float network fine-tuned alike is one of the runs, where a config has it. Every run
+exports its network, reads it back, and compares it bit for bit.
+
+A run that was interrupted, killed even, goes on from its last checkpoint when it is
+started again, and ends in the same parameters bit for bit. A run that is finished is
+left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
+"""
+
+import tyro
+
+from experiments.training.command import Options, execute
+
+if __name__ == "__main__":
+    execute(tyro.cli(Options, description=__doc__), compressing=True)

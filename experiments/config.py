@@ -1,0 +1,168 @@
+"""What an experiment is: the dataclasses that files in `configs/` fill in."""
+
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ssvq_jax as ssvq
+from experiments.augmentation import Augmentation
+from experiments.models.zoo import Network
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Images to train on and to test with.
+
+    Attributes:
+      name: "digits", or an image-classification set of tensorflow-datasets.
+      train: Split to train on, such as "train[:45000]".
+      validation: Split looked at while training; `None` for none.
+      test: Split looked at before and after; `None` for none.
+      in_memory: Whether images are decoded once and kept; for small sets.
+      augmentation: Of training images.
+    """
+
+    name: str
+    train: str = "train"
+    validation: str | None = None
+    test: str | None = "test"
+    in_memory: bool = True
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """AdamW with a warm-up and a cosine to 0.
+
+    Attributes:
+      epochs: Passes over the images.
+      batch: Images per step, of all devices together.
+      rate: Peak learning rate of everything but signs and codebooks.
+      sign_rate: That of the signs' latents.
+      codebook_rate: That of codebooks, and of the step sizes of uniform quantization.
+      warmup: Share of the steps in which rates rise.
+      weight_decay: Of everything that has two axes or more.
+      beta2: Decay of the second moment.
+      clip_norm: Largest norm of the whole gradient.
+      label_smoothing: Share of a label given to all classes.
+      accumulate: Parts that a batch is cut into; gradients are added up.
+      average: Decay of a moving average of the parameters, which is then what is
+        evaluated and exported; `None` for none.
+      dtype: Of activations and of the weights where they are multiplied.
+    """
+
+    epochs: float
+    batch: int = 128
+    rate: float = 1e-3
+    sign_rate: float = 1e-3
+    codebook_rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    average: float | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def steps(self, images: int) -> int:
+        """Updates in all, for so many images in an epoch."""
+        return max(1, round(self.epochs * images / self.batch))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Freezing:
+    """Progressive freezing of the signs; times as shares of the run.
+
+    Attributes:
+      checks: How often signs are frozen in the run: the interval is its reciprocal.
+        The paper's 500 steps in 10 epochs of ImageNet are 25 (batch 1,024).
+      threshold: Flip frequency above which a sign freezes, first and last; a cosine
+        leads from one to the other.
+      momentum: Of the flip frequency.
+      decide: What a sign freezes at, see `ssvq_jax.freeze_signs`.
+    """
+
+    checks: int = 25
+    threshold: tuple[float, float] = (0.1, 0.01)
+    momentum: float = 0.01
+    decide: Literal["majority", "average"] = "majority"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What is compressed, and how it is fine-tuned.
+
+    Attributes:
+      rules: Paths are those of Flax, such as `blocks/0/attn/qkv/kernel`.
+      freezing: Of the signs; `None` for none.
+    """
+
+    rules: tuple[ssvq.Rule, ...]
+    freezing: Freezing | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run: training from scratch, or fine-tuning with or without compression.
+
+    Attributes:
+      network: The network.
+      data: Its images.
+      optimization: Its training.
+      weights: Checkpoint to start from; `None` to train from scratch.
+      compression: `None` for float weights.
+      distill: Whether to match the outputs that the network has with `weights`
+        instead of the labels.
+      seed: Of initialisation, clustering and batches.
+    """
+
+    network: Network
+    data: Data
+    optimization: Optimization
+    weights: str | None = None
+    compression: Compression | None = None
+    distill: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.weights is None and (self.compression or self.distill):
+            raise ValueError("weights: expected a checkpoint to compress or distil")
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON, to tell whether two experiments are the same."""
+        return _plain(self)
+
+
+def load(path: pathlib.Path) -> Mapping[str, Experiment]:
+    """The experiments of a config file, by the names of their runs.
+
+    The file is Python and is executed; it defines `runs()`, which gives them.
+
+    Raises:
+      SystemExit: A file that is missing, or defines something else.
+    """
+    if not path.is_file():
+        known = sorted(pathlib.Path(__file__).with_name("configs").glob("[!_]*.py"))
+        names = "\n  ".join(str(file) for file in known)
+        raise SystemExit(f"{path}: no such config. There are:\n  {names}")
+    runs = runpy.run_path(str(path)).get("runs")
+    if runs is None:
+        raise SystemExit(f"{path}: expected a function runs(), see experiments/configs")
+    return runs()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ssvq.Rule):
+        codec = value.codec.describe() if value.codec is not None else None
+        return {"pattern": value.pattern, "codec": codec}
+    if isinstance(value, Network):
+        return value.name
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    return value

@@ -1,0 +1,16 @@
+r"""Train networks from scratch, as a config file says.
+
+    python -m experiments.train experiments/configs/deit_96_cifar10.py \
+        --data-dir ../shared/tfds
+
+A run that was interrupted, killed even, goes on from its last checkpoint when it is
+started again, and ends in the same parameters bit for bit. A run that is finished is
+left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
+"""
+
+import tyro
+
+from experiments.training.command import Options, execute
+
+if __name__ == "__main__":
+    execute(tyro.cli(Options, description=__doc__), compressing=False)

@@ -1,0 +1,151 @@
+"""The command line that `train.py` and `compress.py` share."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from experiments import config
+from experiments.training import dry_run
+from experiments.training.devices import Devices, Parallel
+from experiments.training.run import Execution, run
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run, where, and on what."""
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """Config file, such as experiments/configs/deit_96_cifar10.py."""
+    only: str = ".*"
+    """Regular expression for whole names of runs."""
+    data_dir: pathlib.Path | None = None
+    """Folder of tensorflow-datasets; its default where none is given."""
+    output: pathlib.Path = pathlib.Path("runs")
+    """Results go to OUTPUT/CONFIG/RUN."""
+    weights: pathlib.Path | None = None
+    """Checkpoint to start from, in place of the config's."""
+    parallel: Parallel = "data"
+    """Whether devices share the batch only, or parameters as well."""
+    cpu_devices: int | None = None
+    """Devices to divide a CPU into."""
+    distributed: bool = False
+    """Whether this is one of several processes; finds the others by itself on TPU pods
+    and under Slurm, else by the three options below."""
+    coordinator: str | None = None
+    """Address of process 0, HOST:PORT."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this one."""
+    workers: int = 0
+    """Processes that read images; 0 for threads."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    dry_run: bool = False
+    """Print sizes and costs, and lower the step for TPU and CUDA; train nothing."""
+
+
+def execute(options: Options, compressing: bool) -> None:
+    """Run what the options select, and print a table.
+
+    Args:
+      options: What, where, and on what.
+      compressing: Whether runs start from a checkpoint, as they have to; or from
+        scratch.
+
+    Raises:
+      SystemExit: A wrong option or config, with what to do.
+    """
+    if options.cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    if options.distributed:
+        jax.distributed.initialize(
+            options.coordinator, options.processes, options.process
+        )
+    runs = _selected(options)
+    for name, experiment in runs.items():
+        if (experiment.weights is not None) != compressing:
+            kind, script = ("from scratch", "train")
+            if not compressing:
+                kind, script = ("from a checkpoint", "compress")
+            raise SystemExit(
+                f"{options.config}: {name} starts {kind}: "
+                f"use python -m experiments.{script}"
+            )
+    execution = Execution(
+        devices=Devices.all(options.parallel),
+        data_dir=options.data_dir,
+        workers=options.workers,
+        log_every=options.log_every,
+        checkpoint_every=options.checkpoint_every,
+    )
+    console = Console()
+    if options.dry_run:
+        for name, experiment in runs.items():
+            console.print(dry_run.table(name, experiment, execution))
+        return
+    folder = options.output / options.config.stem
+    results = {}
+    with Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    ) as progress:
+        for name, experiment in runs.items():
+            results[name] = run(experiment, folder / name, execution, progress)
+    if jax.process_index() == 0:
+        console.print(_table(results))
+
+
+def _selected(options: Options) -> dict[str, config.Experiment]:
+    """The chosen runs of the config."""
+    known = config.load(options.config)
+    runs = {
+        name: experiment
+        for name, experiment in known.items()
+        if re.fullmatch(options.only, name)
+    }
+    if not runs:
+        raise SystemExit(
+            f"--only: {options.only!r} matches no whole name of {', '.join(known)}"
+        )
+    if options.weights is not None:
+        weights = str(options.weights)
+        for name, experiment in runs.items():
+            runs[name] = dataclasses.replace(experiment, weights=weights)
+    return runs
+
+
+def _table(results: dict[str, dict]) -> Table:
+    table = Table("run", "bits/weight", "ratio", "before", "validation", "test", "min")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, result in results.items():
+        bits, ratio = result.get("bits_per_weight", 32.0), result.get("ratio", 1.0)
+        accuracies = [_accuracy(result[k]) for k in ("before", "validation", "test")]
+        minutes = f"{result['minutes']:.1f}"
+        table.add_row(name, f"{bits:.3f}", f"{ratio:.1f}x", *accuracies, minutes)
+    return table
+
+
+def _accuracy(counts: dict) -> str:
+    return f"{counts['top1'] / counts['images']:.2%}" if counts else ""

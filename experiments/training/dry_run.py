@@ -1,0 +1,98 @@
+"""What a run would need, without running it."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.table import Table
+
+import ssvq_jax as ssvq
+from experiments import data
+from experiments.config import Experiment
+from experiments.models import checkpoint
+from experiments.training.program import Program
+from experiments.training.run import Execution
+
+_PLATFORMS = ("tpu", "cuda")
+
+
+def table(name: str, experiment: Experiment, execution: Execution) -> Table:
+    """Sizes and costs of a run, and whether its step lowers for accelerators.
+
+    FLOPs and bytes are XLA's for the devices at hand.
+
+    Args:
+      name: The run's name.
+      experiment: The run; weights that are not there are taken at random.
+      execution: Devices and data.
+    """
+    options, source = experiment.optimization, experiment.data
+    network, devices = experiment.network, execution.devices
+    model = network.build(nnx.Rngs(experiment.seed))
+    weights = "from scratch"
+    if experiment.weights is not None:
+        there = pathlib.Path(experiment.weights).exists()
+        if there:
+            checkpoint.load(model, experiment.weights)
+        weights = experiment.weights + ("" if there else " (missing: at random here)")
+    split = data.open_split(source.name, source.train, execution.data_dir)
+    steps = options.steps(len(split))
+    program = Program(experiment, model, split.classes, steps)
+    params = program.compressed()
+    state = program.initial(params)
+    channels = split[0]["image"].shape[-1]
+    shape = (options.batch, network.size, network.size, channels)
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "label": jax.ShapeDtypeStruct((options.batch,), jnp.int32),
+    }
+    mixes = source.augmentation.mixup or source.augmentation.cutmix
+    if mixes:
+        shapes = {"image": shape, "label": (options.batch, split.classes)}
+        batch = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+    teacher = (program.params, program.statistics) if experiment.distill else None
+    shardings = devices.sharding(state)
+    step = jax.jit(
+        program.step,
+        in_shardings=(shardings, devices.sharded, devices.sharding(teacher)),
+        out_shardings=(shardings, devices.replicated),
+        donate_argnums=0,
+    )
+    traced = step.trace(state, batch, teacher)
+    compiled = traced.lower().compile()
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+
+    report = ssvq.report(params)
+    rows = {
+        "weights": weights,
+        "parameters": f"{report.model.weights:,}",
+        "of them compressed": f"{report.compressed.weights:,}",
+        "bits per compressed weight": f"{report.compressed.bits_per_weight:.3f}",
+        "ratio to float32, compressed weights": f"{report.compressed.ratio:.1f}",
+        "ratio to float32, whole model": f"{report.model.ratio:.1f}",
+        "images": f"{len(split):,} in {split.name}",
+        "steps": f"{steps:,} of {options.batch} images",
+        "devices": f"{devices.mesh.size} ({devices.parallel})",
+        "FLOPs per step and device": f"{cost['flops']:.3e}",
+        "memory per device, MB: state and batch": _megabytes(
+            memory.argument_size_in_bytes
+        ),
+        "memory per device, MB: activations": _megabytes(memory.temp_size_in_bytes),
+    }
+    if not report.compressed.weights:
+        rows = {k: v for k, v in rows.items() if "compressed" not in k}
+    for platform in _PLATFORMS:
+        lowered = traced.lower(lowering_platforms=(platform,))
+        size = len(lowered.as_text())
+        rows[f"lowered for {platform}"] = f"{size:,} characters of StableHLO"
+    result = Table("", name, title=f"{network.name}, dry run")
+    for title, value in rows.items():
+        result.add_row(title, value)
+    return result
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f}"

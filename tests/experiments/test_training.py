@@ -1,0 +1,267 @@
+"""Runs of experiments: what they learn, write, and take up again."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import ssvq_jax as ssvq
+from experiments.config import Compression, Optimization
+from experiments.training.log import Log, read
+from tests.experiments import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+
+
+def _losses(folder):
+    return [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
+
+
+def test_float_training_learns_and_exports(tmp_path):
+    experiment = dataclasses.replace(
+        tiny.FLOAT, optimization=Optimization(epochs=12, batch=48, rate=3e-3)
+    )
+    result = tiny.execute(experiment, tmp_path / "float")
+    assert result["steps"] == 240
+    losses = _losses(tmp_path / "float")
+    assert len(losses) == 240 and np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
+    assert result["test"]["images"] == 450
+    assert result["test"]["top1"] > 200  # one in ten by chance
+    assert result["test"]["top1"] <= result["test"]["top5"] <= 450
+    assert list((tmp_path / "float" / "tensorboard").iterdir())
+    # The export starts another run, which is then as good before its first step.
+    control = dataclasses.replace(
+        experiment,
+        weights=str(tmp_path / "float" / "model.safetensors"),
+        optimization=Optimization(epochs=0.1, batch=48),
+    )
+    before = tiny.execute(control, tmp_path / "control")["before"]
+    assert before["top1"] == result["test"]["top1"]
+    assert before["agreement"] == 450
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        ssvq.SSVQ(4, 8, learn_signs=False),
+        ssvq.VQ(8, 4),
+        ssvq.Uniform(2),
+        ssvq.MVQ(4, 8, (2, 4)),
+    ],
+    ids=lambda codec: codec.describe(),
+)
+def test_every_method_is_tuned_and_exported(codec, tmp_path):
+    compression = Compression(rules=(ssvq.Rule("blocks/.*/kernel", codec),))
+    experiment = tiny.compressed(tmp_path, compression=compression)
+    result = tiny.execute(experiment, tmp_path / "run")
+    losses = _losses(tmp_path / "run")
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    loaded = ssvq.load(tmp_path / "run" / "model.ssvq.safetensors")
+    report = ssvq.report(loaded)
+    assert result["bits_per_weight"] == report.compressed.bits_per_weight
+    assert set(report.rows[0].path) and len(loaded) == 20
+
+
+@pytest.mark.parametrize("parallel", ["data", "fully_sharded"])
+def test_four_devices_give_the_loss_curve_of_one(parallel, tmp_path):
+    experiment = tiny.compressed(tmp_path)
+    tiny.execute(experiment, tmp_path / "one")
+    tiny.execute(experiment, tmp_path / "four", devices=4, parallel=parallel)
+    one, four = _losses(tmp_path / "one"), _losses(tmp_path / "four")
+    assert len(one) == 40
+    np.testing.assert_allclose(one, four, rtol=2e-5)
+
+
+def test_sharding_divides_what_is_large():
+    devices = tiny.execute.__globals__["Devices"](
+        jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,)), "fully_sharded"
+    )
+    tree = {"large": np.zeros((30, 256)), "odd": np.zeros(4097), "small": np.zeros(8)}
+    specs = {k: s.spec for k, s in devices.sharding(tree).items()}
+    assert tuple(specs["large"]) == (None, "data")
+    assert tuple(specs["odd"]) == tuple(specs["small"]) == ()
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path):
+    losses = []
+    for parts in (1, 4):
+        options = Optimization(epochs=1, batch=48, accumulate=parts)
+        experiment = tiny.compressed(tmp_path, optimization=options)
+        tiny.execute(experiment, tmp_path / str(parts))
+        losses.append(_losses(tmp_path / str(parts)))
+    np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+def test_options_change_what_they_say(tmp_path):
+    plain = Optimization(epochs=1, batch=48)
+    found = {}
+    for name, changes in {
+        "plain": {},
+        "average": {"average": 0.99},
+        "bfloat16": {"dtype": "bfloat16"},
+    }.items():
+        options = dataclasses.replace(plain, **changes)
+        experiment = tiny.compressed(tmp_path, optimization=options)
+        tiny.execute(experiment, tmp_path / name)
+        found[name] = tiny.tensors(tmp_path / name / "model.ssvq.safetensors")
+    start = tiny.tensors(tmp_path / "weights.safetensors")["head.kernel"]
+    moved = {k: np.abs(x["head.kernel"] - start).max() for k, x in found.items()}
+    assert 0 < moved["average"] < moved["plain"]
+    rounded = found["bfloat16"]["head.kernel"]
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, found["plain"]["head.kernel"], atol=0.02)
+    assert not np.array_equal(rounded, found["plain"]["head.kernel"])
+
+
+def test_distillation_looks_at_no_labels(tmp_path):
+    experiment = tiny.compressed(tmp_path, distill=True)
+    result = tiny.execute(experiment, tmp_path / "run")
+    assert result["test"]["agreement"] > result["before"]["agreement"]
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path):
+    experiment = tiny.compressed(tmp_path)
+    result = tiny.execute(experiment, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert tiny.execute(experiment, tmp_path / "run") == result
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == lines
+    other = dataclasses.replace(experiment, seed=1)
+    with pytest.raises(SystemExit, match="holds another experiment.*--output"):
+        tiny.execute(other, tmp_path / "run")
+
+
+def test_signs_flip_and_freeze(tmp_path):
+    options = Optimization(epochs=6, batch=48, sign_rate=0.03)
+    experiment = tiny.compressed(tmp_path, optimization=options)
+    tiny.execute(experiment, tmp_path / "run")
+    lines = [x for x in read(tmp_path / "run" / "metrics.jsonl") if "frozen" in x]
+    frozen = [line["frozen"] for line in lines]
+    assert len(frozen) == 6 and frozen == sorted(frozen) and 0 < frozen[-1] < 1
+    assert 0 < lines[-1]["flipped"] < 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    options = Optimization(epochs=1, batch=48, rate=float("inf"))
+    experiment = tiny.compressed(tmp_path, optimization=options)
+    with pytest.raises(SystemExit, match="loss is nan at step.*lower"):
+        tiny.execute(experiment, tmp_path / "run")
+
+
+def test_a_missing_checkpoint_says_what_to_do(tmp_path):
+    experiment = dataclasses.replace(tiny.FLOAT, weights=str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="none: no such checkpoint.*--weights"):
+        tiny.execute(experiment, tmp_path / "run")
+
+
+def test_the_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    log = Log(tmp_path, -1)
+    for step in range(4):
+        log.write(step, 10.0 * step, loss=1.0)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "sec')  # killed while writing
+    log = Log(tmp_path, 2)
+    assert log.seconds == 20.0
+    log.write(3, 30.0, loss=2.0)
+    log.close()
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [
+        (0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)
+    ]  # fmt: skip
+
+
+_SCRIPT = """
+import dataclasses, pathlib
+from experiments.config import Optimization
+from tests.experiments import tiny
+
+def runs():
+    options = Optimization(epochs=6, batch=48, sign_rate=0.01, average=0.9)
+    folder = pathlib.Path({folder!r})
+    return {{"run": tiny.compressed(folder, optimization=options)}}
+"""
+
+
+def _command(folder, output, *options):
+    config = folder / "config.py"
+    config.write_text(_SCRIPT.format(folder=str(folder)))
+    return [
+        *(sys.executable, "-m", "experiments.compress", str(config)),
+        *("--output", str(output), "--log-every", "1", "--checkpoint-every", "10"),
+        *options,
+    ]
+
+
+def _start(command, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        command,
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": flags, "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finish(*processes):
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+
+def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    _finish(_start(_command(tmp_path, undisturbed)))
+    metrics = killed / "config" / "run" / "metrics.jsonl"
+    seen, draw = 0, random.Random(0)
+    for _ in range(3):
+        process = _start(_command(tmp_path, killed))
+        until = seen + draw.randint(8, 30)
+        while process.poll() is None and len(read(metrics)) < until:
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.05)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        seen = len(read(metrics))
+    assert 0 < seen < 120
+    _finish(_start(_command(tmp_path, killed)))
+    name = "config/run/model.ssvq.safetensors"
+    assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
+    curves = [_losses(folder / "config" / "run") for folder in (undisturbed, killed)]
+    assert curves[0] == curves[1] and len(curves[0]) == 120
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    _finish(_start(_command(tmp_path, one), devices=4))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    options = ("--distributed", "--coordinator", address, "--processes", "2")
+    options += ("--parallel", "fully_sharded")
+    processes = [
+        _start(_command(tmp_path, two, *options, "--process", str(i)), devices=2)
+        for i in range(2)
+    ]
+    _finish(*processes)
+    results = [
+        json.loads((folder / "config" / "run" / "result.json").read_text())
+        for folder in (one, two)
+    ]
+    assert results[1]["device"].startswith("4 ")
+    np.testing.assert_allclose(
+        _losses(one / "config" / "run"), _losses(two / "config" / "run"), rtol=1e-4
+    )
+    assert abs(results[0]["test"]["top1"] - results[1]["test"]["top1"]) <= 2

@@ -1,0 +1,69 @@
+"""A tiny network on scikit-learn's digits, for the tests of training."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.progress import Progress
+
+import ssvq_jax as ssvq
+from experiments.augmentation import Augmentation
+from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.models import checkpoint
+from experiments.models.deit import DeiT, DeiTConfig
+from experiments.models.zoo import Network
+from experiments.training.devices import Devices
+from experiments.training.run import Execution, run
+
+CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, classes=10, channels=1)
+NETWORK = Network("tiny", lambda rngs: DeiT(CONFIG, rngs=rngs), 8)
+DIGITS = Data(
+    name="digits",
+    train="train[:960]",
+    validation="train[1200:]",
+    augmentation=Augmentation(pad=1),
+)
+FLOAT = Experiment(
+    network=NETWORK, data=DIGITS, optimization=Optimization(epochs=2, batch=48)
+)
+RULES = (ssvq.Rule("blocks/.*/kernel", ssvq.SSVQ(4, 8)),)
+FROZEN = Compression(rules=RULES, freezing=Freezing(checks=10, threshold=(0.01, 0.001)))
+
+
+def weights(folder: pathlib.Path) -> str:
+    """A checkpoint of random weights."""
+    path = folder / "weights.safetensors"
+    params = nnx.state(NETWORK.build(nnx.Rngs(1)), nnx.Param)
+    checkpoint.save(path, nnx.to_pure_dict(params), {})
+    return str(path)
+
+
+def compressed(folder: pathlib.Path, **changes) -> Experiment:
+    """Fine-tuning of SSVQ with freezing."""
+    experiment = dataclasses.replace(FLOAT, weights=weights(folder), compression=FROZEN)
+    return dataclasses.replace(experiment, **changes)
+
+
+def execute(experiment, folder, devices=1, parallel="data", **options):
+    """Run it on some of the devices; the results and the lines of the log."""
+    mesh = jax.make_mesh(
+        (devices,),
+        ("data",),
+        (jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+    execution = Execution(
+        devices=Devices(mesh, parallel), log_every=1, checkpoint_every=10, **options
+    )
+    with Progress(disable=True) as progress:
+        return run(experiment, folder, execution, progress)
+
+
+def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an exported model."""
+    from ssvq_jax.cli.checkpoint import Checkpoint
+
+    stored = Checkpoint(path)
+    return {name: stored[name] for name in stored}
