@@ -1,6 +1,7 @@
 """A DeiT that needs its capacity: 96 wide, 6 blocks, patch 8, on CIFAR-10, in float32.
 
-python -m experiments.train experiments/configs/deit_96_cifar10.py --data-dir DIR
+python -m experiments.train experiments/configs/deit_96_cifar10.py \
+    --data-dir DIR --results experiments/results
 """
 
 from experiments.augmentation import Augmentation
@@ -13,6 +14,7 @@ CIFAR10 = Data(
     validation="train[45000:]",
     augmentation=Augmentation(pad=4, flip=True),
 )
+WEIGHTS = "runs/deit_96_cifar10/float/model.safetensors"
 
 
 def runs() -> dict[str, Experiment]:

@@ -111,7 +111,7 @@ def _norm(channels: int, batch_norm: bool, rngs: nnx.Rngs) -> nnx.BatchNorm | No
 
 
 def _apply(norm: nnx.BatchNorm | None, x: jax.Array) -> jax.Array:
-    return x if norm is None else norm(x)
+    return x if norm is None else norm(x).astype(x.dtype)  # statistics are float32
 
 
 class InvertedResidual(nnx.Module):

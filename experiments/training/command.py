@@ -1,6 +1,7 @@
 """The command line that `train.py` and `compress.py` share."""
 
 import dataclasses
+import json
 import pathlib
 import re
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from experiments import config
 from experiments.training import dry_run
 from experiments.training.devices import Devices, Parallel
+from experiments.training.log import read, write_text
 from experiments.training.run import Execution, run
 
 
@@ -35,6 +37,8 @@ class Options:
     """Folder of tensorflow-datasets; its default where none is given."""
     output: pathlib.Path = pathlib.Path("runs")
     """Results go to OUTPUT/CONFIG/RUN."""
+    results: pathlib.Path | None = None
+    """Folder to write CONFIG.json to as well, with the results of all these runs."""
     weights: pathlib.Path | None = None
     """Checkpoint to start from, in place of the config's."""
     parallel: Parallel = "data"
@@ -114,6 +118,13 @@ def execute(options: Options, compressing: bool) -> None:
             results[name] = run(experiment, folder / name, execution, progress)
     if jax.process_index() == 0:
         console.print(_table(results))
+        if options.results is not None:
+            curves = {name: _curve(folder / name) for name in results}
+            found = {name: results[name] | {"curve": curves[name]} for name in results}
+            options.results.mkdir(parents=True, exist_ok=True)
+            path = options.results / f"{options.config.stem}.json"
+            write_text(path, json.dumps(found, indent=1) + "\n")
+            console.print(f"Results: {path}")
 
 
 def _selected(options: Options) -> dict[str, config.Experiment]:
@@ -133,6 +144,17 @@ def _selected(options: Options) -> dict[str, config.Experiment]:
         for name, experiment in runs.items():
             runs[name] = dataclasses.replace(experiment, weights=weights)
     return runs
+
+
+def _curve(folder: pathlib.Path) -> list[dict]:
+    """The lines of a run's log that end an epoch."""
+    lines = read(folder / "metrics.jsonl")
+    kept = ("step", "loss", "validation_top1", "flipped", "frozen")
+    return [
+        {name: line[name] for name in kept if name in line}
+        for line in lines
+        if "validation_top1" in line or "flipped" in line
+    ]
 
 
 def _table(results: dict[str, dict]) -> Table:

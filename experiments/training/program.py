@@ -100,10 +100,14 @@ class Program:
         options = self.experiment.optimization
         parts = options.accumulate
 
+        def of(trainable, statistics, part):
+            params = ssvq.combine(trainable, state.static)
+            return self.loss(params, statistics, part, teacher)
+
         def add(carry, part):
             total, gradients, statistics = carry
-            (loss, statistics), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-                state.trainable, state.static, statistics, part, teacher
+            (loss, statistics), gradient = jax.value_and_grad(of, has_aux=True)(
+                state.trainable, statistics, part
             )
             gradients = jax.tree.map(jnp.add, gradients, gradient)
             return (total + loss, gradients, statistics), None
@@ -141,10 +145,10 @@ class Program:
         logits, _ = self._logits(self._inference, params, statistics, batch["image"])
         return judge(logits, batch["label"])
 
-    def _loss(
-        self, trainable: Any, static: Any, statistics: Any, batch: Any, teacher: Any
+    def loss(
+        self, params: Any, statistics: Any, batch: Any, teacher: Any = None
     ) -> tuple[jax.Array, Any]:
-        params = ssvq.combine(trainable, static)
+        """Mean loss of a batch, and the statistics after it; arguments as of `step`."""
         logits, statistics = self._logits(
             self._training, params, statistics, batch["image"]
         )

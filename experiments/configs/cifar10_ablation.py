@@ -1,0 +1,43 @@
+"""What each part of SSVQ gives, at 1.5 bits: three epochs where nothing else is said.
+
+python -m experiments.compress experiments/configs/cifar10_ablation.py \
+    --data-dir DIR --results experiments/results
+
+Needs the results of cifar10_rates.py and cifar10_thresholds.py. 22 runs of one to nine
+minutes on 2 CPU cores.
+"""
+
+from experiments.config import Experiment
+from experiments.methods import SIGNED, fine_tuning, tuned_freezing, tuned_rates
+
+
+def runs() -> dict[str, Experiment]:
+    """Runs by what is changed."""
+    freezing, found = tuned_freezing(), {}
+
+    def add(name, method, *, epochs=3.0, changes=None, factor=1.0, **codec):
+        rates = tuned_rates(method)
+        rates["sign_rate"] *= factor
+        found[name] = fine_tuning(
+            method,
+            1.5,
+            epochs=epochs,
+            freezing=tuned_freezing(**changes) if changes else freezing,
+            rates=rates,
+            **codec,
+        )
+
+    for epochs in (1, 3, 10):
+        for method in ("vq", *SIGNED):
+            add(f"epochs-{epochs}-{method}", method, epochs=epochs)
+    # The paper's intervals of 100, 200, 500 and 1,000 steps of the 12,500 of 10 epochs.
+    for checks in (125, 62, 25, 12):
+        for decide in ("majority", "average"):
+            changes = {"checks": checks, "decide": decide}
+            add(f"interval-{checks}-{decide}", "frozen", changes=changes)
+    # Of the rate over the scale, only the ratio should count.
+    for factor in (0.1, 10.0):
+        add(f"sign_rate-{factor:g}", "learned", factor=factor)
+    for scale in (0.1, 10.0):
+        add(f"latent_scale-{scale:g}", "learned", latent_scale=scale)
+    return found

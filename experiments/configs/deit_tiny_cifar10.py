@@ -1,0 +1,41 @@
+"""DeiT-Tiny's exact shape, a real checkpoint: VQ and SSVQ at 1.5 bits, one epoch.
+
+python -m experiments.compress experiments/configs/deit_tiny_cifar10.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+The checkpoint has timm's names and 64.0 % top-1. Three runs of six minutes on 2 CPU
+cores. A proof that it goes through, no comparison: the network is far too large for
+its task.
+"""
+
+import ssvq_jax as ssvq
+from experiments.config import Compression, Experiment, Freezing, Optimization
+from experiments.configs.deit_96_cifar10 import CIFAR10
+from experiments.models.zoo import NETWORKS
+
+_CODECS = {
+    "float": None,
+    "vq": ssvq.VQ(64, 4, codebook_dtype="int8"),
+    "ssvq": ssvq.SSVQ(16, 8),
+}
+
+
+def runs() -> dict[str, Experiment]:
+    """The float network fine-tuned alike, VQ and SSVQ."""
+    found = {}
+    for name, codec in _CODECS.items():
+        compression = None
+        if codec is not None:
+            rules = (ssvq.Rule("blocks/.*/kernel", codec),)
+            freezing = Freezing() if name == "ssvq" else None
+            compression = Compression(rules=rules, freezing=freezing)
+        found[name] = Experiment(
+            network=NETWORKS["deit_tiny_cifar10"],
+            data=CIFAR10,
+            optimization=Optimization(
+                epochs=1, rate=1e-4, sign_rate=1e-3, label_smoothing=0.1
+            ),
+            weights="../shared/models/deit_tiny_cifar10.safetensors",
+            compression=compression,
+        )
+    return found
