@@ -112,7 +112,7 @@ def best(config: str, method: str) -> dict[str, Any]:
     return max(own, key=lambda run: run["validation"]["top1"])["experiment"]
 
 
-def tuned_rates(method: str) -> dict[str, float]:
+def tuned_rates(method: str) -> dict[str, Any]:
     """The learning rates of `configs/cifar10_rates.py` that are best for a method."""
     tuned = best("cifar10_rates", "learned" if method == "frozen" else method)
     names = ("rate", "codebook_rate", "sign_rate")
@@ -132,7 +132,7 @@ def fine_tuning(
     epochs: float,
     seed: int = 0,
     freezing: Freezing | None = None,
-    rates: dict[str, float] | None = None,
+    rates: dict[str, Any] | None = None,
     **codec: Any,
 ) -> Experiment:
     """Compression and fine-tuning of the float `deit_96_cifar10`.

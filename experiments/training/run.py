@@ -1,5 +1,6 @@
 """One experiment from its start, or where it was left, to its results."""
 
+import base64
 import contextlib
 import dataclasses
 import functools
@@ -244,17 +245,29 @@ class _Run:
         return ssvq.finalize(self.devices.gather(state.params))
 
     def _measure(self, final: Any, state: State, which: str) -> dict[str, float]:
-        """Results on the validation or test split by name."""
+        """Numbers on the validation or test split by name."""
+        prediction = self._judged(final, state, which)
+        counts = {} if prediction is None else self._counts(prediction, which)
+        return {f"{which}_{name}": value for name, value in counts.items()}
+
+    def _judged(
+        self, final: Any, state: State, which: str
+    ) -> evaluation.Prediction | None:
+        """Predictions on the validation or test split; `None` where there is none."""
         split = getattr(self.experiment.data, which)
         if split is None:
-            return {}
-        prediction = self._prediction(ssvq.decode(final), state.statistics, split)
-        values = prediction.counts()
+            return None
+        return self._prediction(ssvq.decode(final), state.statistics, split)
+
+    def _counts(
+        self, prediction: evaluation.Prediction, which: str
+    ) -> dict[str, float]:
+        """Counts; how many classes are those of the float weights among them."""
+        counts = prediction.counts()
         if which == "test" and self.experiment.weights is not None:
-            values["agreement"] = int(
-                np.sum(prediction.predicted == self._float_classes)
-            )
-        return {f"{which}_{name}": value for name, value in values.items()}
+            same = prediction.predicted == self._float_classes
+            counts["agreement"] = int(np.sum(same))
+        return counts
 
     @functools.cached_property
     def _float_classes(self) -> np.ndarray:
@@ -282,14 +295,14 @@ class _Run:
         compressed = self.experiment.compression is not None
         name = "model.ssvq.safetensors" if compressed else "model.safetensors"
         statistics = self.devices.gather(state.statistics)
-        values = self._measure(final, state, "test")
+        test = self._judged(final, state, "test")
         lines = read(self.folder / "metrics.jsonl")
         result = {
             "experiment": description,
             "steps": self.steps,
             "minutes": round(seconds / 60, 2),
             "before": _named(lines[0], "test") if lines else {},
-            "test": _named(values, "test"),
+            "test": {} if test is None else self._counts(test, "test"),
             "validation": _named(lines[-1], "validation") if lines else {},
             "versions": {
                 package: importlib.metadata.version(package)
@@ -298,6 +311,9 @@ class _Run:
             "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             "command": "python -m " + " ".join(sys.orig_argv[2:]),
         }
+        if test is not None:  # a bit per image, for comparisons image by image
+            right = np.packbits(test.rank < 1).tobytes()
+            result["right"] = base64.b64encode(right).decode()
         if compressed:
             report = ssvq.report(final)
             result["bits_per_weight"] = report.compressed.bits_per_weight

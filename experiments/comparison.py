@@ -1,0 +1,60 @@
+"""The page of the comparison, from the results of its configs.
+
+    python -m experiments.comparison
+
+Reads `experiments/results/CONFIG.json` as `--results experiments/results` wrote them,
+and `dominance.json`; writes `README.md` and plots beside them. What has not been run
+yet is left out, and said so.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import tyro
+
+from experiments import comparison_page, comparison_plots
+
+CONFIGS = (
+    "deit_96_cifar10",
+    "cifar10_rates",
+    "cifar10_thresholds",
+    "cifar10_headline",
+    "cifar10_bits",
+    "cifar10_ablation",
+    "deit_tiny_cifar10",
+    "few_images",
+    "dominance",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where results lie."""
+
+    results: pathlib.Path = pathlib.Path("experiments/results")
+    """Folder of the results; the page goes there, too."""
+
+
+def main(options: Options) -> int:
+    """Write page and plots; returns the exit status."""
+    results = {}
+    for name in CONFIGS:
+        path = options.results / f"{name}.json"
+        if path.exists():
+            results[name] = json.loads(path.read_text())
+        else:
+            print(f"{path} is missing; its section is left out")
+    if "cifar10_bits" in results:
+        comparison_plots.pareto(options.results / "pareto.png", results)
+    if "cifar10_headline" in results:
+        comparison_plots.curves(options.results / "curves.png", results)
+    page = options.results / "README.md"
+    page.write_text(comparison_page.page(results))
+    print(f"wrote {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

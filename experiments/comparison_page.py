@@ -1,0 +1,370 @@
+"""The comparison as a page: its text, and its tables from the results."""
+
+import base64
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.methods import BITS, SIGNED, TITLES
+
+Run = dict[str, Any]
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page, from the results of the configs by their names."""
+    sections = {
+        "deit_96_cifar10": _float,
+        "cifar10_headline": _headline,
+        "cifar10_bits": _bits,
+        "cifar10_ablation": _ablation,
+        "dominance": _dominance,
+        "deit_tiny_cifar10": _exact_shape,
+        "few_images": _few_images,
+        "cifar10_rates": _rates,
+        "cifar10_thresholds": _thresholds,
+    }
+    parts = [_INTRODUCTION]
+    for name, section in sections.items():
+        if name in results:
+            parts.append(section(results[name]))
+        else:
+            parts.append(f"## Not run yet: {name}\n")
+    return "\n".join(parts)
+
+
+def accuracy(counts: dict[str, Any]) -> float:
+    """Share of the images whose class comes first."""
+    return counts["top1"] / counts["images"]
+
+
+def interval(counts: dict[str, Any]) -> float:
+    """Half of the 95 % interval of `accuracy`, by the normal approximation."""
+    share = accuracy(counts)
+    return 1.96 * math.sqrt(share * (1 - share) / counts["images"])
+
+
+def difference(ours: Iterable[Run], theirs: Iterable[Run]) -> tuple[float, float]:
+    """Mean difference in accuracy, image by image, and half of its 95 % interval.
+
+    Args:
+      ours: Runs of one method with different seeds.
+      theirs: Those of another method, on the same test images.
+    """
+    means = []
+    for runs in (ours, theirs):
+        bits = [_right(run) for run in runs]
+        means.append(np.mean(bits, axis=0))
+    gaps = means[0] - means[1]
+    spread = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    return float(np.mean(gaps)), 1.96 * spread
+
+
+def _right(run: Run) -> np.ndarray:
+    """Whether each test image was right, 0 or 1."""
+    packed = np.frombuffer(base64.b64decode(run["right"]), np.uint8)
+    return np.unpackbits(packed, count=run["test"]["images"]).astype(np.float64)
+
+
+def _float(runs: dict[str, Run]) -> str:
+    run = runs["float"]
+    epochs = run["experiment"]["optimization"]["epochs"]
+    images = run["validation"]["images"]
+    last = [100 * x["validation_top1"] / images for x in run["curve"][-10:]]
+    return _FLOAT.format(
+        epochs=epochs,
+        test=_percent(run["test"]),
+        last=f"{min(last):.1f} to {max(last):.1f} %",
+        minutes=f"{run['minutes']:.0f}",
+        command=run["command"],
+    )
+
+
+def _headline(runs: dict[str, Run]) -> str:
+    groups = {m: _of(runs, m) for m in TITLES if _of(runs, m)}
+    rows = []
+    for method, own in groups.items():
+        run = own[0]
+        tests = [100 * accuracy(x["test"]) for x in own]
+        gap = ""
+        if method != "vq" and "vq" in groups:
+            mean, half = difference(own, groups["vq"])
+            gap = f"{100 * mean:+.2f} ± {100 * half:.2f}"
+        rows.append(
+            [
+                TITLES[method],
+                f"{run.get('bits_per_weight', 32):.3f}",
+                f"{run.get('ratio', 1):.1f}x",
+                "" if method == "float" else _percent(run["before"]),
+                f"{np.mean(tests):.2f}",
+                " ".join(f"{x:.2f}" for x in tests),
+                gap,
+                _share(own, "flipped"),
+                _share(own, "frozen"),
+            ]
+        )
+    header = [
+        "method",
+        "bits",
+        "ratio",
+        "before, %",
+        "tuned, %",
+        "seeds",
+        "to VQ",
+        "flipped",
+        "frozen",
+    ]
+    return _HEADLINE.format(
+        table=_table(header, rows),
+        half=f"{100 * interval(groups['float'][0]['test']):.1f}",
+        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
+        command=next(iter(runs.values()))["command"],
+    )
+
+
+def _bits(runs: dict[str, Run]) -> str:
+    rows = []
+    for method in TITLES:
+        for bits in BITS:
+            run = runs.get(f"{method}-{bits:g}")
+            if run is None:
+                continue
+            rows.append(
+                [
+                    TITLES[method],
+                    f"{run['bits_per_weight']:.3f}",
+                    f"{run['ratio']:.1f}x",
+                    _percent(run["before"]),
+                    f"{_percent(run['test'])} ± {100 * interval(run['test']):.1f}",
+                ]
+            )
+    header = ["method", "bits", "ratio", "before, %", "tuned, %"]
+    return _BITS.format(
+        table=_table(header, rows),
+        float=_percent(runs["float"]["test"]),
+        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
+        command=runs["float"]["command"],
+    )
+
+
+def _ablation(runs: dict[str, Run]) -> str:
+    def tested(name: str) -> str:
+        return _percent(runs[name]["test"]) if name in runs else ""
+
+    epochs = [1, 3, 10]
+    rows = [
+        [TITLES[m], *(tested(f"epochs-{n}-{m}") for n in epochs)]
+        for m in ("vq", *SIGNED)
+    ]
+    by_epochs = _table(["epochs", *map(str, epochs)], rows)
+    rows = [
+        [checks, tested(f"interval-{checks}-majority"),
+         tested(f"interval-{checks}-average"), paper]
+        for checks, paper in ((125, "100: 60.9"), (62, "200: 61.5"),
+                              (25, "500: 61.9 / 60.8"), (12, "1,000: 61.6"))
+    ]  # fmt: skip
+    header = ["freezings", "majority", "average", "paper: F, majority / average"]
+    by_interval = _table(header, rows)
+    rows = []
+    for title, name in (
+        ("as tuned", "epochs-3-learned"),
+        ("sign rate / 10", "sign_rate-0.1"),
+        ("sign rate * 10", "sign_rate-10"),
+        ("latent scale / 10", "latent_scale-0.1"),
+        ("latent scale * 10", "latent_scale-10"),
+    ):
+        run = runs.get(name, {})
+        rows.append([title, tested(name), f"{100 * run.get('flipped', 0):.1f}"])
+    by_rate = _table(["SSVQ, learned signs", "tuned, %", "flipped, %"], rows)
+    return _ABLATION.format(
+        epochs=by_epochs,
+        interval=by_interval,
+        rate=by_rate,
+        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
+        command=next(iter(runs.values()))["command"],
+    )
+
+
+def _dominance(found: dict[str, Any]) -> str:
+    header = list(found["methods"]["vq"])
+    rows = [
+        [TITLES[method], *(f"{row[k]:.2f}" if k in row else "" for k in header)]
+        for method, row in found["methods"].items()
+    ]
+    return _DOMINANCE.format(
+        table=_table(["", *header], rows), command=found["command"]
+    )
+
+
+def _exact_shape(runs: dict[str, Run]) -> str:
+    rows = [
+        [
+            name,
+            f"{run.get('bits_per_weight', 32):.3f}",
+            f"{run.get('model_ratio', 1):.1f}x",
+            _percent(run["before"]),
+            _percent(run["test"]),
+            f"{run['bytes']:,}",
+        ]
+        for name, run in runs.items()
+    ]
+    header = ["method", "bits", "whole model", "before, %", "tuned, %", "file, bytes"]
+    return _EXACT.format(
+        table=_table(header, rows),
+        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
+        command=next(iter(runs.values()))["command"],
+    )
+
+
+def _few_images(runs: dict[str, Run]) -> str:
+    networks = sorted({name.split("-")[0] for name in runs})
+    tables = []
+    for network in networks:
+        rows = []
+        for name, run in runs.items():
+            own, _, method = name.partition("-")
+            if own != network:
+                continue
+            cells = []
+            for counts in (run["before"], run["test"]):
+                images = counts["images"]
+                cells += [
+                    f"{100 * counts[k] / images:.1f}"
+                    for k in ("top1", "top5", "agreement")
+                ]
+            bits, ratio = f"{run['bits_per_weight']:.2f}", f"{run['model_ratio']:.1f}x"
+            rows.append([method, bits, ratio, *cells])
+        header = ["", "bits", "whole model"]
+        header += [
+            f"{t}{k}" for t in ("", "tuned: ") for k in ("top-1", "top-5", "same")
+        ]
+        tables.append(f"**{network}**\n\n{_table(header, rows)}")
+    return _FEW.format(
+        tables="\n".join(tables),
+        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
+        command=next(iter(runs.values()))["command"],
+    )
+
+
+def _rates(runs: dict[str, Run]) -> str:
+    rows = []
+    for name, run in runs.items():
+        method, *rates = name.split("-")
+        own = _of(runs, method)
+        best = max(x["validation"]["top1"] for x in own)
+        mark = " (best)" if run["validation"]["top1"] == best else ""
+        rows.append(
+            [TITLES[method], " / ".join(rates), _percent(run["validation"]) + mark]
+        )
+    header = ["method", "rate (/ of signs)", "validation, %"]
+    return _RATES.format(
+        table=_table(header, rows), command=next(iter(runs.values()))["command"]
+    )
+
+
+def _thresholds(runs: dict[str, Run]) -> str:
+    rows = [
+        [
+            " to ".join(
+                f"{x:g}"
+                for x in run["experiment"]["compression"]["freezing"]["threshold"]
+            ),
+            _percent(run["validation"]),
+            f"{100 * run['flipped']:.1f}",
+            f"{100 * run['frozen']:.1f}",
+        ]
+        for run in runs.values()
+    ]
+    header = ["threshold", "validation, %", "flipped, %", "frozen, %"]
+    return _THRESHOLDS.format(
+        table=_table(header, rows), command=next(iter(runs.values()))["command"]
+    )
+
+
+def _of(runs: dict[str, Run], method: str) -> list[Run]:
+    """The runs of one method, whose names start with it."""
+    return [run for name, run in runs.items() if name.split("-")[0] == method]
+
+
+def _percent(counts: dict[str, Any]) -> str:
+    return f"{100 * accuracy(counts):.2f}"
+
+
+def _share(runs: Sequence[Run], name: str) -> str:
+    found = [run[name] for run in runs if name in run]
+    return f"{100 * np.mean(found):.1f} %" if found else ""
+
+
+def _table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+_INTRODUCTION = """# Does SSVQ pay?
+
+Made by `python -m experiments.comparison` from the JSON files beside it. All on 2 CPU
+cores.
+"""
+_FLOAT = """## The float network
+
+DeiT 96 wide, {epochs} epochs: {test} %, last ten epochs {last} on the validation
+split. {minutes} minutes.
+
+    {command}
+"""
+_HEADLINE = """## At 1.5 bits
+
+{table}
+± {half}. {minutes} minutes.
+
+    {command}
+"""
+_BITS = """## Accuracy against bits
+
+{table}
+float {float}. {minutes} minutes.
+
+    {command}
+"""
+_ABLATION = """## What each part gives
+
+{epochs}
+{interval}
+{rate}
+{minutes} minutes.
+
+    {command}
+"""
+_DOMINANCE = """## Gradient dominance
+
+{table}
+
+    {command}
+"""
+_EXACT = """## DeiT-Tiny's exact shape
+
+{table}
+{minutes} minutes.
+
+    {command}
+"""
+_FEW = """## Few images
+
+{tables}
+{minutes} minutes.
+
+    {command}
+"""
+_RATES = """## Learning rates
+
+{table}
+
+    {command}
+"""
+_THRESHOLDS = """## Thresholds
+
+{table}
+
+    {command}
+"""

@@ -1,0 +1,180 @@
+"""The configs of the experiments, dry runs, and the page of the comparison."""
+
+import base64
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from flax import nnx
+from rich.console import Console
+
+from experiments import comparison, comparison_page, config, dominance, methods
+from experiments.config import Experiment
+from experiments.models import checkpoint
+from experiments.models.depthwise import DepthwiseConv
+from experiments.training import command, dry_run
+from experiments.training.devices import Devices
+from experiments.training.run import Execution
+from tests.experiments import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+
+_CONFIGS = pathlib.Path("experiments/configs")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in _CONFIGS.glob("[!_]*.py"))
+)
+def test_every_config_gives_runs_and_says_how_to_run_them(name):
+    path = _CONFIGS / f"{name}.py"
+    text = path.read_text()
+    script = "train" if name == "deit_96_cifar10" else "compress"
+    assert f"python -m experiments.{script} experiments/configs/{name}.py" in text
+    runs = config.load(path)
+    assert runs and all(isinstance(run, Experiment) for run in runs.values())
+    for run in runs.values():
+        assert json.loads(json.dumps(run.describe())) == run.describe()
+        held_out = {run.data.validation, run.data.test}
+        assert run.data.train not in held_out
+
+
+def test_only_learning_rates_are_chosen_without_the_test_split():
+    for name in ("cifar10_rates", "cifar10_thresholds"):
+        runs = config.load(_CONFIGS / f"{name}.py").values()
+        assert all(run.data.test is None and run.data.validation for run in runs)
+
+
+def test_methods_store_about_the_same_bits():
+    key, shape = jax.random.key(0), (96, 384)
+    params = {"blocks": {"kernel": jax.random.normal(key, shape)}}
+    for bits in methods.BITS:
+        for method in methods.at(bits):
+            chosen = methods.compression(method, bits)
+            tree = methods.ssvq.compress(params, chosen.rules, key=key)
+            stored = methods.ssvq.report(tree).compressed.bits_per_weight
+            assert bits - 0.4 < stored < bits + 0.2, (method, bits, stored)
+
+
+def test_missing_results_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "RESULTS", tmp_path)
+    with pytest.raises(
+        SystemExit, match="cifar10_rates.json is missing(.|\n)*--results"
+    ):
+        methods.tuned_rates("vq")
+
+
+def test_a_missing_config_lists_the_others(tmp_path):
+    with pytest.raises(SystemExit, match="no such config(.|\n)*few_images.py"):
+        config.load(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(SystemExit, match="expected a function runs"):
+        config.load(tmp_path / "empty.py")
+
+
+def test_scripts_refuse_what_is_the_others():
+    options = command.Options(_CONFIGS / "few_images.py", only="mobilenet.*")
+    with pytest.raises(SystemExit, match="use python -m experiments.compress"):
+        command.execute(options, compressing=False)
+    options = command.Options(_CONFIGS / "few_images.py", only="none")
+    with pytest.raises(SystemExit, match="matches no whole name of efficientnet"):
+        command.execute(options, compressing=True)
+
+
+def test_the_recipe_of_imagenet_runs_on_mock_data(tmp_path):
+    chosen = config.load(_CONFIGS / "imagenet.py")["deit_tiny-frozen"]
+    network = chosen.network
+    path = tmp_path / "weights.safetensors"
+    params = nnx.state(network.build(nnx.Rngs(0)), nnx.Param)
+    checkpoint.save(path, nnx.to_pure_dict(params), {})
+    optimization = dataclasses.replace(chosen.optimization, epochs=1, batch=4)
+    experiment = dataclasses.replace(
+        chosen, weights=str(path), optimization=optimization
+    )
+    with tfds.testing.mock_data(num_examples=8):
+        result = tiny.execute(experiment, tmp_path / "run")
+    assert result["steps"] == 2 and result["test"]["images"] == 8
+    assert result["ratio"] > 20
+
+
+@pytest.mark.parametrize("parallel", ["data", "fully_sharded"])
+def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(parallel, capsys):
+    experiment = dataclasses.replace(
+        tiny.FLOAT, weights="none.safetensors", compression=tiny.FROZEN
+    )
+    execution = Execution(devices=Devices.all(parallel))
+    Console(width=200).print(dry_run.table("tiny", experiment, execution))
+    printed = capsys.readouterr().out
+    for text in ("missing: at random", "12,288", "FLOPs", "lowered for tpu", "cuda"):
+        assert text in printed
+
+
+def test_accelerators_get_the_grouped_convolution():
+    conv = DepthwiseConv(8, 3, rngs=nnx.Rngs(0))
+    traced = jax.jit(lambda x: conv(x)).trace(np.zeros((1, 4, 4, 8), "f4"))
+    for platform, grouped in (("cpu", False), ("tpu", True), ("cuda", True)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("feature_group_count = 8" in text) == grouped
+
+
+def test_cosines_of_the_largest_and_smallest_blocks():
+    own = np.zeros((100, 2))
+    own[:, 0] = np.arange(100)  # the first wants nothing and does not count
+    moved = np.tile([1.0, 0.0], (100, 1))
+    moved[:50] = [0.0, 1.0]
+    top, bottom = dominance.cosines(own, moved)
+    assert top == 1.0
+    assert bottom == pytest.approx(10 / 59)  # of 59 blocks, 50 to 59 agree
+
+
+def _run(**changes):
+    right = np.zeros(1000, np.uint8)
+    right[: changes.pop("top1", 500)] = 1
+    counts = {"images": 1000, "top1": int(right.sum()), "top5": 900, "agreement": 600}
+    return {
+        "experiment": {
+            "optimization": {"epochs": 1},
+            "compression": {"freezing": {"threshold": [0.1, 0.01]}},
+        },
+        **{name: counts for name in ("before", "test", "validation")},
+        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        **{"bits_per_weight": 1.5, "ratio": 21.0, "model_ratio": 18.0, "bytes": 10},
+        **{"minutes": 2.0, "command": "python -m x", "flipped": 0.1, "frozen": 0.05},
+        "curve": [{"step": 1, "validation_top1": 400, "flipped": 0.1, "frozen": 0.0}],
+        **changes,
+    }
+
+
+def test_differences_are_taken_image_by_image():
+    mean, half = comparison_page.difference([_run(top1=510)], [_run(top1=500)])
+    assert mean == pytest.approx(0.01)
+    gaps = np.r_[np.ones(10), np.zeros(990)]
+    assert half == pytest.approx(1.96 * gaps.std(ddof=1) / 1000**0.5)
+    assert comparison_page.interval({"images": 1000, "top1": 500}) == pytest.approx(
+        1.96 * 0.5 / 1000**0.5
+    )
+
+
+def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
+    names = {
+        "deit_96_cifar10": ["float"],
+        "cifar10_headline": [f"{m}-0" for m in methods.TITLES],
+        "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
+        "deit_tiny_cifar10": ["float", "vq", "ssvq"],
+        "few_images": ["mobilenet_v2_100-vq-1.5", "efficientnet_lite0-uniform-2"],
+        "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
+        "cifar10_thresholds": ["frozen-0.1"],
+        "cifar10_ablation": ["epochs-3-learned", "interval-25-majority"],
+    }
+    for name, runs in names.items():
+        contents = {run: _run() for run in runs}
+        (tmp_path / f"{name}.json").write_text(json.dumps(contents))
+    assert comparison.main(comparison.Options(tmp_path)) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "Not run yet: dominance" in page and page.count("Not run yet") == 1
+    assert "+0.00 ± 0.00" in page and "50.00" in page
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
