@@ -11,6 +11,14 @@ from experiments.methods import BITS, SIGNED, TITLES
 
 Run = dict[str, Any]
 
+# Freezings in a run; the paper's interval in its 12,500 steps, and what it reports.
+_INTERVALS = (
+    (125, "100", "60.9", ""),
+    (62, "200", "61.5", ""),
+    (25, "500", "61.9", "60.8"),
+    (12, "1,000", "61.6", ""),
+)
+
 
 def page(results: dict[str, Any]) -> str:
     """The page, from the results of the configs by their names."""
@@ -28,7 +36,7 @@ def page(results: dict[str, Any]) -> str:
     parts = [_INTRODUCTION]
     for name, section in sections.items():
         if name in results:
-            parts.append(section(results[name]))
+            parts.append(section(results[name], results))
         else:
             parts.append(f"## Not run yet: {name}\n")
     return "\n".join(parts)
@@ -67,7 +75,8 @@ def _right(run: Run) -> np.ndarray:
     return np.unpackbits(packed, count=run["test"]["images"]).astype(np.float64)
 
 
-def _float(runs: dict[str, Run]) -> str:
+def _float(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     run = runs["float"]
     epochs = run["experiment"]["optimization"]["epochs"]
     images = run["validation"]["images"]
@@ -81,7 +90,8 @@ def _float(runs: dict[str, Run]) -> str:
     )
 
 
-def _headline(runs: dict[str, Run]) -> str:
+def _headline(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     groups = {m: _of(runs, m) for m in TITLES if _of(runs, m)}
     rows = []
     for method, own in groups.items():
@@ -123,7 +133,8 @@ def _headline(runs: dict[str, Run]) -> str:
     )
 
 
-def _bits(runs: dict[str, Run]) -> str:
+def _bits(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     rows = []
     for method in TITLES:
         for bits in BITS:
@@ -148,34 +159,39 @@ def _bits(runs: dict[str, Run]) -> str:
     )
 
 
-def _ablation(runs: dict[str, Run]) -> str:
-    def tested(name: str) -> str:
-        return _percent(runs[name]["test"]) if name in runs else ""
+def _ablation(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    usual, longest = (
+        results.get(name, {}) for name in ("cifar10_bits", "cifar10_headline")
+    )
 
-    epochs = [1, 3, 10]
-    rows = [
-        [TITLES[m], *(tested(f"epochs-{n}-{m}") for n in epochs)]
-        for m in ("vq", *SIGNED)
-    ]
-    by_epochs = _table(["epochs", *map(str, epochs)], rows)
-    rows = [
-        [checks, tested(f"interval-{checks}-majority"),
-         tested(f"interval-{checks}-average"), paper]
-        for checks, paper in ((125, "100: 60.9"), (62, "200: 61.5"),
-                              (25, "500: 61.9 / 60.8"), (12, "1,000: 61.6"))
-    ]  # fmt: skip
-    header = ["freezings", "majority", "average", "paper: F, majority / average"]
-    by_interval = _table(header, rows)
+    def tested(run: Run | None) -> str:
+        return "" if run is None else _percent(run["test"])
+
     rows = []
-    for title, name in (
-        ("as tuned", "epochs-3-learned"),
-        ("sign rate / 10", "sign_rate-0.1"),
-        ("sign rate * 10", "sign_rate-10"),
-        ("latent scale / 10", "latent_scale-0.1"),
-        ("latent scale * 10", "latent_scale-10"),
+    for method in ("vq", *SIGNED):
+        found = runs.get(f"epochs-1-{method}"), usual.get(f"{method}-1.5")
+        rows.append(
+            [TITLES[method], *map(tested, (*found, longest.get(f"{method}-0")))]
+        )
+    by_epochs = _table(["epochs", "1", "3", "10"], rows)
+    rows = []
+    for checks, interval, majority, average in _INTERVALS:
+        found = [runs.get(f"interval-{checks}-{d}") for d in ("majority", "average")]
+        if found[0] is None:
+            found[0] = usual.get("frozen-1.5")
+        rows.append([checks, *map(tested, found), interval, majority, average])
+    header = ["freezings", "majority", "average", "paper: interval", "majority"]
+    by_interval = _table([*header, "average"], rows)
+    rows = []
+    for title, run in (
+        ("as tuned", usual.get("learned-1.5")),
+        ("sign rate / 10", runs.get("sign_rate-0.1")),
+        ("sign rate * 10", runs.get("sign_rate-10")),
+        ("latent scale / 10", runs.get("latent_scale-0.1")),
+        ("latent scale * 10", runs.get("latent_scale-10")),
     ):
-        run = runs.get(name, {})
-        rows.append([title, tested(name), f"{100 * run.get('flipped', 0):.1f}"])
+        flipped = "" if run is None else f"{100 * run['flipped']:.1f}"
+        rows.append([title, tested(run), flipped])
     by_rate = _table(["SSVQ, learned signs", "tuned, %", "flipped, %"], rows)
     return _ABLATION.format(
         epochs=by_epochs,
@@ -186,7 +202,8 @@ def _ablation(runs: dict[str, Run]) -> str:
     )
 
 
-def _dominance(found: dict[str, Any]) -> str:
+def _dominance(found: dict[str, Any], results: dict[str, Any]) -> str:
+    del results
     header = list(found["methods"]["vq"])
     rows = [
         [TITLES[method], *(f"{row[k]:.2f}" if k in row else "" for k in header)]
@@ -197,7 +214,8 @@ def _dominance(found: dict[str, Any]) -> str:
     )
 
 
-def _exact_shape(runs: dict[str, Run]) -> str:
+def _exact_shape(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     rows = [
         [
             name,
@@ -217,7 +235,8 @@ def _exact_shape(runs: dict[str, Run]) -> str:
     )
 
 
-def _few_images(runs: dict[str, Run]) -> str:
+def _few_images(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     networks = sorted({name.split("-")[0] for name in runs})
     tables = []
     for network in networks:
@@ -247,7 +266,8 @@ def _few_images(runs: dict[str, Run]) -> str:
     )
 
 
-def _rates(runs: dict[str, Run]) -> str:
+def _rates(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     rows = []
     for name, run in runs.items():
         method, *rates = name.split("-")
@@ -263,7 +283,8 @@ def _rates(runs: dict[str, Run]) -> str:
     )
 
 
-def _thresholds(runs: dict[str, Run]) -> str:
+def _thresholds(runs: dict[str, Run], results: dict[str, Any]) -> str:
+    del results
     rows = [
         [
             " to ".join(

@@ -23,6 +23,7 @@ from experiments.training import dry_run
 from experiments.training.devices import Devices, Parallel
 from experiments.training.log import read, write_text
 from experiments.training.run import Execution, run
+from ssvq_jax.cli.checkpoint import Flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Options:
     """Whether devices share the batch only, or parameters as well."""
     cpu_devices: int | None = None
     """Devices to divide a CPU into."""
-    distributed: bool = False
+    distributed: Flag = False
     """Whether this is one of several processes; finds the others by itself on TPU pods
     and under Slurm, else by the three options below."""
     coordinator: str | None = None
@@ -60,7 +61,7 @@ class Options:
     """Steps between lines of the log."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
-    dry_run: bool = False
+    dry_run: Flag = False
     """Print sizes and costs, and lower the step for TPU and CUDA; train nothing."""
 
 

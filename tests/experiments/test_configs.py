@@ -50,7 +50,7 @@ def test_only_learning_rates_are_chosen_without_the_test_split():
 
 def test_methods_store_about_the_same_bits():
     key, shape = jax.random.key(0), (96, 384)
-    params = {"blocks": {"kernel": jax.random.normal(key, shape)}}
+    params = {"blocks": {"0": {"kernel": jax.random.normal(key, shape)}}}
     for bits in methods.BITS:
         for method in methods.at(bits):
             chosen = methods.compression(method, bits)
@@ -167,7 +167,7 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
         "few_images": ["mobilenet_v2_100-vq-1.5", "efficientnet_lite0-uniform-2"],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
         "cifar10_thresholds": ["frozen-0.1"],
-        "cifar10_ablation": ["epochs-3-learned", "interval-25-majority"],
+        "cifar10_ablation": ["epochs-1-learned", "interval-12-majority"],
     }
     for name, runs in names.items():
         contents = {run: _run() for run in runs}
