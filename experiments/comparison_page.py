@@ -10,6 +10,7 @@ import numpy as np
 from experiments.methods import BITS, SIGNED, TITLES
 
 Run = dict[str, Any]
+Results = dict[str, dict[str, Any]]
 
 # Freezings in a run; the paper's interval in its 12,500 steps, and what it reports.
 _INTERVALS = (
@@ -20,7 +21,7 @@ _INTERVALS = (
 )
 
 
-def page(results: dict[str, Any]) -> str:
+def page(results: Results) -> str:
     """The page, from the results of the configs by their names."""
     sections = {
         "deit_96_cifar10": _float,
@@ -36,7 +37,7 @@ def page(results: dict[str, Any]) -> str:
     parts = [_INTRODUCTION]
     for name, section in sections.items():
         if name in results:
-            parts.append(section(results[name], results))
+            parts.append(section(results))
         else:
             parts.append(f"## Not run yet: {name}\n")
     return "\n".join(parts)
@@ -75,8 +76,8 @@ def _right(run: Run) -> np.ndarray:
     return np.unpackbits(packed, count=run["test"]["images"]).astype(np.float64)
 
 
-def _float(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _float(results: Results) -> str:
+    runs = results["deit_96_cifar10"]
     run = runs["float"]
     epochs = run["experiment"]["optimization"]["epochs"]
     images = run["validation"]["images"]
@@ -90,8 +91,8 @@ def _float(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _headline(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _headline(results: Results) -> str:
+    runs = results["cifar10_headline"]
     groups = {m: _of(runs, m) for m in TITLES if _of(runs, m)}
     rows = []
     for method, own in groups.items():
@@ -133,8 +134,8 @@ def _headline(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _bits(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _bits(results: Results) -> str:
+    runs = results["cifar10_bits"]
     rows = []
     for method in TITLES:
         for bits in BITS:
@@ -159,7 +160,8 @@ def _bits(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _ablation(runs: dict[str, Run], results: dict[str, Any]) -> str:
+def _ablation(results: Results) -> str:
+    runs = results["cifar10_ablation"]
     usual, longest = (
         results.get(name, {}) for name in ("cifar10_bits", "cifar10_headline")
     )
@@ -202,8 +204,8 @@ def _ablation(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _dominance(found: dict[str, Any], results: dict[str, Any]) -> str:
-    del results
+def _dominance(results: Results) -> str:
+    found = results["dominance"]
     header = list(found["methods"]["vq"])
     rows = [
         [TITLES[method], *(f"{row[k]:.2f}" if k in row else "" for k in header)]
@@ -214,8 +216,8 @@ def _dominance(found: dict[str, Any], results: dict[str, Any]) -> str:
     )
 
 
-def _exact_shape(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _exact_shape(results: Results) -> str:
+    runs = results["deit_tiny_cifar10"]
     rows = [
         [
             name,
@@ -235,8 +237,8 @@ def _exact_shape(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _few_images(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _few_images(results: Results) -> str:
+    runs = results["few_images"]
     networks = sorted({name.split("-")[0] for name in runs})
     tables = []
     for network in networks:
@@ -266,8 +268,8 @@ def _few_images(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _rates(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _rates(results: Results) -> str:
+    runs = results["cifar10_rates"]
     rows = []
     for name, run in runs.items():
         method, *rates = name.split("-")
@@ -283,8 +285,8 @@ def _rates(runs: dict[str, Run], results: dict[str, Any]) -> str:
     )
 
 
-def _thresholds(runs: dict[str, Run], results: dict[str, Any]) -> str:
-    del results
+def _thresholds(results: Results) -> str:
+    runs = results["cifar10_thresholds"]
     rows = [
         [
             " to ".join(

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
 from experiments.config import Compression, Optimization
+from experiments.training.devices import Devices
 from experiments.training.log import Log, read
 from tests.experiments import tiny
 
@@ -83,9 +83,7 @@ def test_four_devices_give_the_loss_curve_of_one(parallel, tmp_path):
 
 
 def test_sharding_divides_what_is_large():
-    devices = tiny.execute.__globals__["Devices"](
-        jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,)), "fully_sharded"
-    )
+    devices = Devices.all("fully_sharded")
     tree = {"large": np.zeros((30, 256)), "odd": np.zeros(4097), "small": np.zeros(8)}
     specs = {k: s.spec for k, s in devices.sharding(tree).items()}
     assert tuple(specs["large"]) == (None, "data")

@@ -16,6 +16,7 @@ from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import Network
 from experiments.training.devices import Devices
 from experiments.training.run import Execution, run
+from ssvq_jax.cli.checkpoint import Checkpoint
 
 CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, classes=10, channels=1)
 NETWORK = Network("tiny", lambda rngs: DeiT(CONFIG, rngs=rngs), 8)
@@ -63,7 +64,5 @@ def execute(experiment, folder, devices=1, parallel="data", **options):
 
 def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an exported model."""
-    from ssvq_jax.cli.checkpoint import Checkpoint
-
     stored = Checkpoint(path)
     return {name: stored[name] for name in stored}
