@@ -150,9 +150,9 @@ class _Run:
                 stack.callback(log.close)
                 start -= log.seconds
             if step is None and self.experiment.weights is not None:
-                before = self._measure(self._final(state), state, "test")
+                before = self._judged(self._final(state), state, "test")
                 if log is not None:
-                    log.write(0, 0.0, **before)
+                    log.write(0, 0.0, **self._counts(before, "test"))
             state = self._train(
                 state, step or 0, checkpoints, log, start, initial_signs
             )
@@ -169,7 +169,7 @@ class _Run:
         initial_signs: list[jax.Array],
     ) -> State:
         """All steps that are left."""
-        experiment, every = self.experiment, self.execution.log_every
+        experiment = self.experiment
         shardings = self.devices.sharding(state)
         update = jax.jit(
             self.program.step,
@@ -199,29 +199,17 @@ class _Run:
         for step, arrays in zip(range(done + 1, self.steps + 1), batches, strict=False):
             state, loss = update(state, self.devices.batch(arrays), teacher)
             losses.append(loss)
-            values = {}
-            if step % every == 0 or step == self.steps:
-                mean = float(np.mean(jax.device_get(losses)))
-                if not math.isfinite(mean):
-                    raise SystemExit(
-                        f"{self.folder}: the loss is {mean} at step {step}: "
-                        "lower the learning rates"
+            epoch_ends = step % self.epoch == 0 or step == self.steps
+            if step % self.execution.log_every == 0 or epoch_ends:
+                values = self._progress(bar, step, losses, time.perf_counter() - since)
+                if epoch_ends:
+                    values |= optimizer.shares(
+                        initial_signs, state.trainable, state.optimizer
                     )
-                now = time.perf_counter()
-                images = len(losses) * experiment.optimization.batch / (now - since)
-                self.progress.update(
-                    bar, completed=step, note=f"loss {mean:.3f}, {images:.0f} images/s"
-                )
-                values = {"loss": mean, "images_per_second": round(images, 1)}
-            if step % self.epoch == 0 or step == self.steps:
-                shares = optimizer.shares(
-                    initial_signs, state.trainable, state.optimizer
-                )
-                values |= shares
-                if experiment.data.validation is not None:
-                    values |= self._measure(self._final(state), state, "validation")
+                    final = self._final(state)
+                    held_out = self._judged(final, state, "validation")
+                    values |= self._counts(held_out, "validation")
                     self._tell(step, values)
-            if values:
                 if log is not None:
                     log.write(step, time.perf_counter() - start, **values)
                 losses, since = [], time.perf_counter()
@@ -234,6 +222,21 @@ class _Run:
         self.progress.remove_task(bar)
         return state
 
+    def _progress(
+        self, bar: Any, step: int, losses: list[jax.Array], seconds: float
+    ) -> dict[str, float]:
+        """Mean loss and speed of some steps, shown and returned."""
+        mean = float(np.mean(jax.device_get(losses)))
+        if not math.isfinite(mean):
+            raise SystemExit(
+                f"{self.folder}: the loss is {mean} at step {step}: "
+                "lower the learning rates"
+            )
+        speed = len(losses) * self.experiment.optimization.batch / seconds
+        note = f"loss {mean:.3f}, {speed:.0f} images/s"
+        self.progress.update(bar, completed=step, note=note)
+        return {"loss": mean, "images_per_second": round(speed, 1)}
+
     def _tell(self, step: int, values: dict[str, float]) -> None:
         """A line per epoch where there is no terminal to show a bar in."""
         if self.writes and not self.progress.console.is_terminal:
@@ -244,12 +247,6 @@ class _Run:
         """The parameters in the form that is exported, in memory."""
         return ssvq.finalize(self.devices.gather(state.params))
 
-    def _measure(self, final: Any, state: State, which: str) -> dict[str, float]:
-        """Numbers on the validation or test split by name."""
-        prediction = self._judged(final, state, which)
-        counts = {} if prediction is None else self._counts(prediction, which)
-        return {f"{which}_{name}": value for name, value in counts.items()}
-
     def _judged(
         self, final: Any, state: State, which: str
     ) -> evaluation.Prediction | None:
@@ -257,26 +254,28 @@ class _Run:
         split = getattr(self.experiment.data, which)
         if split is None:
             return None
-        return self._prediction(ssvq.decode(final), state.statistics, split)
+        return self._predictions(ssvq.decode(final), state.statistics, split)
 
     def _counts(
-        self, prediction: evaluation.Prediction, which: str
+        self, prediction: evaluation.Prediction | None, which: str
     ) -> dict[str, float]:
-        """Counts; how many classes are those of the float weights among them."""
+        """Counts by name; of the test split, agreement with the float network too."""
+        if prediction is None:
+            return {}
         counts = prediction.counts()
         if which == "test" and self.experiment.weights is not None:
             same = prediction.predicted == self._float_classes
             counts["agreement"] = int(np.sum(same))
-        return counts
+        return {f"{which}_{name}": value for name, value in counts.items()}
 
     @functools.cached_property
     def _float_classes(self) -> np.ndarray:
-        """The classes that the network finds with its float weights."""
+        """The classes that the network finds in the test split with float weights."""
         split: Any = self.experiment.data.test
         program = self.program
-        return self._prediction(program.params, program.statistics, split).predicted
+        return self._predictions(program.params, program.statistics, split).predicted
 
-    def _prediction(
+    def _predictions(
         self, params: Any, statistics: Any, split: str
     ) -> evaluation.Prediction:
         placed = self.devices.place((params, statistics))
@@ -302,7 +301,7 @@ class _Run:
             "steps": self.steps,
             "minutes": round(seconds / 60, 2),
             "before": _named(lines[0], "test") if lines else {},
-            "test": {} if test is None else self._counts(test, "test"),
+            "test": _named(self._counts(test, "test"), "test"),
             "validation": _named(lines[-1], "validation") if lines else {},
             "versions": {
                 package: importlib.metadata.version(package)
