@@ -122,7 +122,7 @@ class _Run:
         self.writes = jax.process_index() == 0
         options, source = experiment.optimization, experiment.data
         self.train = self._split(source.train)
-        self.epoch = max(1, len(self.train) // options.batch)
+        self.epoch = max(1, round(len(self.train) / options.batch))
         self.steps = options.steps(len(self.train))
         model = experiment.network.build(nnx.Rngs(experiment.seed))
         if experiment.weights is not None:

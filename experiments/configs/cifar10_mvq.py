@@ -1,0 +1,35 @@
+"""Which masks MVQ takes at 1.5 bits: one epoch each, by the validation split.
+
+python -m experiments.compress experiments/configs/cifar10_mvq.py \
+    --data-dir DIR --results experiments/results
+
+Needs the float network of deit_96_cifar10.py. Three runs of a minute on 2 CPU cores.
+The best of them is what `experiments/methods.py` has.
+"""
+
+import dataclasses
+
+import ssvq_jax as ssvq
+from experiments.config import Compression, Experiment
+from experiments.methods import fine_tuning
+
+_TRIED = (
+    ssvq.MVQ(32, 8, (4, 8)),  # 1.575 bits
+    ssvq.MVQ(32, 6, (4, 6)),  # 1.557
+    ssvq.MVQ(16, 4, (3, 4)),  # 1.519
+)
+
+
+def runs() -> dict[str, Experiment]:
+    """A run for each of the masks."""
+    found = {}
+    rates = {"rate": 3e-3, "codebook_rate": 3e-3}
+    for codec in _TRIED:
+        run = fine_tuning("mvq", 1.5, epochs=1, rates=rates)
+        kept, group = codec.keep
+        found[f"mvq-{kept}of{group}"] = dataclasses.replace(
+            run,
+            data=dataclasses.replace(run.data, test=None),
+            compression=Compression(rules=(ssvq.Rule("blocks/.*/kernel", codec),)),
+        )
+    return found
