@@ -1,8 +1,9 @@
 """Labelled images of tensorflow-datasets, read with Grain, without TensorFlow."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import absl.flags
@@ -70,25 +71,33 @@ def open_split(name: str, split: str, data_dir: pathlib.Path | None = None) -> S
     """
     if name == "digits":
         return _digits(split)
-    try:
+    with _explained(name):
         builder: Any = tfds.builder(name, data_dir=data_dir)
         classes = builder.info.features["label"].num_classes
         source = builder.as_data_source(split=split)
-    except Exception as error:
-        raise SystemExit(
-            f"cannot read {split!r} of the data set {name!r}: {error}\n"
-            f"Prepare the set once as array_record where TensorFlow is installed:\n"
-            f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
-            f"and name that folder: --data-dir DIR"
-        ) from error
-    return Split(f"{name} {split}", source, classes)
+        return Split(f"{name} {split}", source, classes)
 
 
 def splits(name: str, data_dir: pathlib.Path | None = None) -> list[str]:
-    """The names of a set's splits."""
+    """The names of a set's splits; arguments and errors as of `open_split`."""
     if name == "digits":
         return ["train", "test"]
-    return list(tfds.builder(name, data_dir=data_dir).info.splits)
+    with _explained(name):
+        return list(tfds.builder(name, data_dir=data_dir).info.splits)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of a set that cannot be read, with what to do."""
+    try:
+        yield
+    except Exception as error:
+        raise SystemExit(
+            f"cannot read the data set {name!r}: {error}\n"
+            f"Prepare it once as array_record where TensorFlow is installed:\n"
+            f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
+            f"and name that folder: --data-dir DIR"
+        ) from error
 
 
 def _digits(split: str) -> Split:

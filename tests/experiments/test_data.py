@@ -32,6 +32,8 @@ def _labels(count, **options):
 def test_a_missing_data_set_says_what_to_do(tmp_path):
     with pytest.raises(SystemExit, match="'cifar10'(.|\n)*tfds build(.|\n)*--data-dir"):
         data.open_split("cifar10", "train", tmp_path)
+    with pytest.raises(SystemExit, match="'none'(.|\n)*--data-dir"):
+        data.splits("none", tmp_path)
 
 
 def test_reads_tensorflow_datasets_without_tensorflow():

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.config import Compression, Optimization
 from experiments.training.devices import Devices
 from experiments.training.log import Log, read
+from experiments.training.program import Program
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
@@ -119,6 +122,34 @@ def test_options_change_what_they_say(tmp_path):
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded, found["plain"]["head.kernel"], atol=0.02)
     assert not np.array_equal(rounded, found["plain"]["head.kernel"])
+
+
+def _moved(folder, **rates):
+    """Kinds of parameters that a step moves with these rates, the others being 0."""
+    zeros = {"rate": 0.0, "sign_rate": 0.0, "codebook_rate": 0.0}
+    options = Optimization(epochs=0.1, batch=48, warmup=0.0, **(zeros | rates))
+    experiment = tiny.compressed(folder, optimization=options)
+    model = tiny.NETWORK.build(nnx.Rngs(1))
+    program = Program(experiment, model, 10, 2)
+    before = program.initial(program.compressed())
+    images = np.zeros((48, 8, 8, 1), np.uint8)
+    images[:24] = 255
+    batch = {"image": images, "label": np.arange(48) % 10}
+    after, _ = jax.jit(program.step)(before, batch, None)
+    labels = jax.tree.leaves(ssvq.label_tree(before.trainable))
+    pairs = zip(
+        labels,
+        jax.tree.leaves(before.trainable),
+        jax.tree.leaves(after.trainable),
+        strict=True,
+    )
+    return {label for label, a, b in pairs if not np.array_equal(a, b)}
+
+
+def test_every_kind_of_parameter_has_its_own_rate(tmp_path):
+    assert _moved(tmp_path, rate=1e-3) == {"other"}
+    assert _moved(tmp_path, sign_rate=1e-3) == {"sign"}
+    assert _moved(tmp_path, codebook_rate=1e-3) == {"codebook"}
 
 
 def test_distillation_looks_at_no_labels(tmp_path):
