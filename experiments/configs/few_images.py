@@ -51,7 +51,7 @@ def runs() -> dict[str, Experiment]:
                 network=NETWORKS[network],
                 data=DATA,
                 optimization=Optimization(
-                    epochs=8,
+                    epochs=5,
                     batch=50,
                     rate=1e-4,
                     codebook_rate=3e-4,

@@ -7,6 +7,7 @@ Howard et al. 2017.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +91,23 @@ ARCHITECTURES = {
 }
 
 
+class PointwiseConv(nnx.Conv):
+    """Convolution of 1x1 as a product: on CPUs its gradient is ten times faster."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Images `(batch, height, width, channels)`."""
+        del out_sharding  # for convolutions on meshes of explicit axes
+        x = inputs.reshape(-1, inputs.shape[-1]) @ self.kernel[0, 0]
+        if self.bias is not None:
+            x += self.bias[...]
+        return x.reshape(*inputs.shape[:-1], -1)
+
+
 def _conv(
     inputs: int, outputs: int, size: int, stride: int, batch_norm: bool, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    return nnx.Conv(
+    kind = PointwiseConv if size == 1 else nnx.Conv
+    return kind(
         inputs,
         outputs,
         (size, size),

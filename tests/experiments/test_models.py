@@ -24,9 +24,16 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_shifted_products_are_the_grouped_convolution(stride, size, side, rng):
     x = jnp.asarray(rng.normal(size=(2, side, side + 1, 6)), "f4")
     kernel = jnp.asarray(rng.normal(size=(size, size, 1, 6)), "f4")
-    grouped = depthwise._grouped(x, kernel, stride)
-    shifted = depthwise._shifted_products(x, kernel, stride)
+    grouped, of_grouped = jax.vjp(
+        lambda *args: depthwise._grouped(*args, stride=stride), x, kernel
+    )
+    shifted, of_shifted = jax.vjp(
+        lambda *args: depthwise._shifted_products(*args, stride), x, kernel
+    )
     np.testing.assert_allclose(shifted, grouped, atol=1e-5)
+    gradient = jnp.asarray(rng.normal(size=grouped.shape), "f4")
+    for ours, theirs in zip(of_shifted(gradient), of_grouped(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def _probabilities(name, image):
