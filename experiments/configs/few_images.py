@@ -24,7 +24,7 @@ DATA = Data(
 NETS = ("efficientnet_lite0", "mobilenet_v2_100")
 CODECS = {
     "vq-1.5": ssvq.VQ(64, 4, codebook_dtype="int8"),
-    "mvq-1.5": ssvq.MVQ(32, 8, (4, 8)),
+    "mvq-1.5": ssvq.MVQ(32, 6, (4, 6)),
     "ssvq-1.5": ssvq.SSVQ(16, 8),
     "uniform-2": ssvq.Uniform(2),
     "vq-2": ssvq.VQ(256, 4, codebook_dtype="int8"),
