@@ -39,7 +39,7 @@ class Options:
     output: pathlib.Path = pathlib.Path("runs")
     """Results go to OUTPUT/CONFIG/RUN."""
     results: pathlib.Path | None = None
-    """Folder to write CONFIG.json to as well, with the results of all these runs."""
+    """Folder to write CONFIG.json to as well, once all runs of the config are done."""
     weights: pathlib.Path | None = None
     """Checkpoint to start from, in place of the config's."""
     parallel: Parallel = "data"
@@ -82,6 +82,8 @@ def execute(options: Options, compressing: bool) -> None:
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process
         )
+    if options.results is not None and options.only != ".*":
+        raise SystemExit("--results: needs all runs of the config; leave --only out")
     runs = _selected(options)
     for name, experiment in runs.items():
         if (experiment.weights is not None) != compressing:
@@ -114,6 +116,7 @@ def execute(options: Options, compressing: bool) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
+        disable=jax.process_index() > 0,
     ) as progress:
         for name, experiment in runs.items():
             results[name] = run(experiment, folder / name, execution, progress)

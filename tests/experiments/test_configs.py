@@ -82,6 +82,9 @@ def test_scripts_refuse_what_is_the_others():
     options = command.Options(_CONFIGS / "few_images.py", only="none")
     with pytest.raises(SystemExit, match="matches no whole name of efficientnet"):
         command.execute(options, compressing=True)
+    options = dataclasses.replace(options, results=pathlib.Path("results"))
+    with pytest.raises(SystemExit, match="leave --only out"):
+        command.execute(options, compressing=True)
 
 
 def test_the_recipe_of_imagenet_runs_on_mock_data(tmp_path):
