@@ -1,4 +1,4 @@
-"""The comparison as a page: its text, and its tables from the results."""
+"""The comparison as a page: its tables, from the results."""
 
 import base64
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import comparison_text as text
 from experiments.methods import BITS, SIGNED, TITLES
 
 Run = dict[str, Any]
@@ -34,7 +35,7 @@ def page(results: Results) -> str:
         "cifar10_rates": _rates,
         "cifar10_thresholds": _thresholds,
     }
-    parts = [_INTRODUCTION]
+    parts = [text.INTRODUCTION]
     for name, section in sections.items():
         if name in results:
             parts.append(section(results))
@@ -82,7 +83,7 @@ def _float(results: Results) -> str:
     epochs = run["experiment"]["optimization"]["epochs"]
     images = run["validation"]["images"]
     last = [100 * x["validation_top1"] / images for x in run["curve"][-10:]]
-    return _FLOAT.format(
+    return text.FLOAT.format(
         epochs=epochs,
         test=_percent(run["test"]),
         last=f"{min(last):.1f} to {max(last):.1f} %",
@@ -126,7 +127,7 @@ def _headline(results: Results) -> str:
         "flipped",
         "frozen",
     ]
-    return _HEADLINE.format(
+    return text.HEADLINE.format(
         table=_table(header, rows),
         half=f"{100 * interval(groups['float'][0]['test']):.1f}",
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
@@ -152,7 +153,7 @@ def _bits(results: Results) -> str:
                 ]
             )
     header = ["method", "bits", "ratio", "before, %", "tuned, %"]
-    return _BITS.format(
+    return text.BITS.format(
         table=_table(header, rows),
         float=_percent(runs["float"]["test"]),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
@@ -195,7 +196,7 @@ def _ablation(results: Results) -> str:
         flipped = "" if run is None else f"{100 * run['flipped']:.1f}"
         rows.append([title, tested(run), flipped])
     by_rate = _table(["SSVQ, learned signs", "tuned, %", "flipped, %"], rows)
-    return _ABLATION.format(
+    return text.ABLATION.format(
         epochs=by_epochs,
         interval=by_interval,
         rate=by_rate,
@@ -211,7 +212,7 @@ def _dominance(results: Results) -> str:
         [TITLES[method], *(f"{row[k]:.2f}" if k in row else "" for k in header)]
         for method, row in found["methods"].items()
     ]
-    return _DOMINANCE.format(
+    return text.DOMINANCE.format(
         table=_table(["", *header], rows), command=found["command"]
     )
 
@@ -230,7 +231,7 @@ def _exact_shape(results: Results) -> str:
         for name, run in runs.items()
     ]
     header = ["method", "bits", "whole model", "before, %", "tuned, %", "file, bytes"]
-    return _EXACT.format(
+    return text.EXACT.format(
         table=_table(header, rows),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
         command=next(iter(runs.values()))["command"],
@@ -261,7 +262,7 @@ def _few_images(results: Results) -> str:
             f"{t}{k}" for t in ("", "tuned: ") for k in ("top-1", "top-5", "same")
         ]
         tables.append(f"**{network}**\n\n{_table(header, rows)}")
-    return _FEW.format(
+    return text.FEW.format(
         tables="\n".join(tables),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
         command=next(iter(runs.values()))["command"],
@@ -280,7 +281,7 @@ def _rates(results: Results) -> str:
             [TITLES[method], " / ".join(rates), _percent(run["validation"]) + mark]
         )
     header = ["method", "rate (/ of signs)", "validation, %"]
-    return _RATES.format(
+    return text.RATES.format(
         table=_table(header, rows), command=next(iter(runs.values()))["command"]
     )
 
@@ -300,7 +301,7 @@ def _thresholds(results: Results) -> str:
         for run in runs.values()
     ]
     header = ["threshold", "validation, %", "flipped, %", "frozen, %"]
-    return _THRESHOLDS.format(
+    return text.THRESHOLDS.format(
         table=_table(header, rows), command=next(iter(runs.values()))["command"]
     )
 
@@ -322,118 +323,3 @@ def _share(runs: Sequence[Run], name: str) -> str:
 def _table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
-_INTRODUCTION = """# Does SSVQ pay?
-
-SSVQ against vector quantization (VQ), masked vector quantization (MVQ) and learned
-uniform quantization (UQ, LSQ) at equal stored bits, codebooks, masks and steps
-included. All methods see the same batches for the same number of steps; learning rates
-are tuned per method on a validation split. All on 2 CPU cores, float32.
-
-The page, its tables and plots are made by `python -m experiments.comparison` from the
-JSON files beside it, and those by the commands below, in this order, which start from
-nothing (`DIR` is the folder of tensorflow-datasets; every run resumes):
-
-    options="--data-dir DIR --results experiments/results"
-    python -m experiments.train experiments/configs/deit_96_cifar10.py $options
-    for config in cifar10_rates cifar10_mvq cifar10_thresholds cifar10_headline \\
-        cifar10_bits cifar10_ablation deit_tiny_cifar10 few_images; do
-      python -m experiments.compress experiments/configs/$config.py $options
-    done
-    python -m experiments.dominance --data-dir DIR
-
-The intervals are of 95 % over the test images; differences are taken image by image on
-the same images, which makes theirs narrower.
-"""
-_FLOAT = """## The float network
-
-A comparison says something only where compression hurts. So: a DeiT of 6 blocks, 96
-wide, with 3 heads, patch 8, on CIFAR-10 (45,000 images to train, 5,000 to validate,
-10,000 to test; shifts of 4 pixels and flips), trained for {epochs} epochs until nothing
-moves: in the last ten epochs {last} on the validation split. **{test} %** on the test
-images. {minutes} minutes: `{command}`.
-
-The kernels of its blocks, 96 % of its weights, are what is compressed below.
-"""
-_HEADLINE = """## At 1.5 bits
-
-The paper's 10 epochs (UQ at 2 bits, its least). "Before" is before fine-tuning, "to VQ"
-the difference to VQ after it; the last columns are the signs that differ from those of
-the float network in the end, and that were frozen.
-
-{table}
-One run: ± {half} points. {minutes} minutes: `{command}`.
-
-![validation accuracy and signs over the epochs](curves.png)
-"""
-_BITS = """## Accuracy against bits
-
-Three epochs each. The float network fine-tuned alike: {float} %.
-
-{table}
-{minutes} minutes: `{command}`.
-
-![accuracy against compression ratio](pareto.png)
-"""
-_ABLATION = """## What each part gives
-
-At 1.5 bits; test accuracy in %, three epochs where nothing else is said.
-
-{epochs}
-How often signs are frozen in a run, and at what. The paper's numbers are for DeiT-Tiny
-on ImageNet, in 12,500 steps.
-
-{interval}
-The learning rate of the latents, and their scale: only their ratio should count.
-
-{rate}
-{minutes} minutes: `{command}`.
-"""
-_DOMINANCE = """## Gradient dominance
-
-Mean cosine between the gradient of a block's own weights and where the block is moved:
-by its codeword's gradient before fine-tuning, and in an epoch of fine-tuning, signs
-included. The paper, for MobileNet-V2 under VQ: 0.66 for the 5 % of the blocks with the
-largest gradients, 0.26 for the 60 % with the smallest. Blocks of VQ have 4 weights,
-those of SSVQ 8: between random directions cosines are larger in fewer dimensions.
-
-{table}
-`{command}`.
-"""
-_EXACT = """## DeiT-Tiny's exact shape
-
-A checkpoint with timm's names, 64.0 % on CIFAR-10, through compression, one epoch of
-fine-tuning, export and reload (compared bit for bit). No comparison: the network is far
-too large for its task.
-
-{table}
-{minutes} minutes: `{command}`.
-"""
-_FEW = """## Few images
-
-700 images of `imagenet_sample` without labels, whose float outputs are matched for five
-epochs; 300 held out. "Same" is agreement with the float network's first class; all in
-%. Pointwise kernels and the classifier are compressed by the method, depthwise kernels
-and the stem to 8 bits; the ratio is the whole network's. The networks may have seen all
-these images in training, and MobileNet-V2's weights are 8-bit already: an 8-bit
-baseline, no float one. 300 images: ± 4 points.
-
-{tables}
-{minutes} minutes: `{command}`.
-"""
-_RATES = """## Learning rates
-
-One epoch each at 1.5 bits (UQ at 2), by the 5,000 validation images. The rate is that
-of codebooks and of all that is not compressed.
-
-{table}
-`{command}`.
-"""
-_THRESHOLDS = """## Thresholds of freezing
-
-Three epochs each, learned signs with the best rates.
-
-{table}
-`{command}`.
-"""
