@@ -2,17 +2,24 @@
 
 import functools
 import operator
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+Padding = Literal["SAME", "symmetric"]
+Pads = tuple[tuple[int, int], ...]
+
 
 class DepthwiseConv(nnx.Module):
-    """Convolution of every channel with a kernel of its own, padded as `SAME`.
+    """Convolution of every channel with a kernel of its own.
 
     Attributes:
-      kernel: `(height, width, 1, channels)`.
+      kernel: `(size, size, 1, channels)`.
+      padding: "SAME", as in TensorFlow, where stride 2 pads more at the bottom and on
+        the right; "symmetric", as in PyTorch, `size // 2` on all sides.
     """
 
     def __init__(
@@ -21,6 +28,7 @@ class DepthwiseConv(nnx.Module):
         size: int,
         *,
         stride: int = 1,
+        padding: Padding = "SAME",
         use_bias: bool = True,
         rngs: nnx.Rngs,
     ):
@@ -29,24 +37,35 @@ class DepthwiseConv(nnx.Module):
         self.kernel = nnx.Param(initial(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(channels)) if use_bias else None
         self.stride = stride
+        self.padding: Padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images `(batch, height, width, channels)`."""
+        kernel = self.kernel[...]
+        pads = pads_of(x.shape[1:3], kernel.shape[0], self.stride, self.padding)
         x = jax.lax.platform_dependent(
             x,
-            self.kernel[...],
-            cpu=lambda x, kernel: _shifted_products(x, kernel, self.stride),
-            default=functools.partial(_grouped, stride=self.stride),
+            kernel,
+            cpu=lambda x, kernel: _shifted_products(x, kernel, self.stride, pads),
+            default=functools.partial(_grouped, stride=self.stride, pads=pads),
         )
         return x if self.bias is None else x + self.bias[...]
 
 
-def _grouped(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def pads_of(sides: Sequence[int], size: int, stride: int, padding: Padding) -> Pads:
+    """Zeros before and after the rows and the columns."""
+    if padding == "symmetric":
+        return ((size // 2, size // 2),) * 2
+    pads = jax.lax.padtype_to_pads(sides, (size, size), (stride, stride), "SAME")
+    return tuple((low, high) for low, high in pads)
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
@@ -57,28 +76,31 @@ def _grouped(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 # The barriers keep XLA from computing what comes before once for every shift.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    pads, out = _geometry(x, kernel, stride)
-    padded = jax.lax.optimization_barrier(jnp.pad(x, pads))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_products(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    padded = jax.lax.optimization_barrier(_padded(x, pads))
+    size = kernel.shape[0]
+    out = [(side - size) // stride + 1 for side in padded.shape[1:3]]
     return _correlate(padded, kernel, out, stride)
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifted_products(x, kernel, stride), (x, kernel)
+    return _shifted_products(x, kernel, stride, pads), (x, kernel)
 
 
 def _backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    pads, out = _geometry(x, kernel, stride)
+    out = gradient.shape[1:3]
     # Of the images: the gradient, spread by the stride, meets the kernel reversed.
     spread = [(0, 0, 0)]
     for (before, _), side, steps, taps in zip(
-        pads[1:3], x.shape[1:3], out, kernel.shape[:2], strict=True
+        pads, x.shape[1:3], out, kernel.shape[:2], strict=True
     ):
         low = taps - 1 - before
         length = stride * (steps - 1) + 1
@@ -89,7 +111,7 @@ def _backward(
     of_images = _correlate(spread, kernel[::-1, ::-1], x.shape[1:3], 1)
 
     # Of the kernel: image by image, so that what is added up stays in the cache.
-    padded, gradient = jax.lax.optimization_barrier((jnp.pad(x, pads), gradient))
+    padded, gradient = jax.lax.optimization_barrier((_padded(x, pads), gradient))
 
     def add(total, pair):
         image, own = pair
@@ -107,17 +129,12 @@ def _backward(
 _shifted_products.defvjp(_forward, _backward)
 
 
-def _geometry(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    """Padding of every axis, and height and width of the result."""
-    sides = x.shape[1:3]
-    pads = jax.lax.padtype_to_pads(sides, kernel.shape[:2], (stride, stride), "SAME")
-    return [(0, 0), *pads, (0, 0)], tuple(-(-n // stride) for n in sides)
+def _padded(x: jax.Array, pads: Pads) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 def _correlate(
-    padded: jax.Array, kernel: jax.Array, out: tuple[int, ...], stride: int
+    padded: jax.Array, kernel: jax.Array, out: Sequence[int], stride: int
 ) -> jax.Array:
     """The sum over the kernel of shifted images times its values."""
     values = kernel.reshape(-1, kernel.shape[-1])
@@ -127,7 +144,7 @@ def _correlate(
 
 
 def _shifts(
-    padded: jax.Array, kernel: jax.Array, out: tuple[int, ...], stride: int
+    padded: jax.Array, kernel: jax.Array, out: Sequence[int], stride: int
 ) -> list[jax.Array]:
     """What every value of the kernel meets; of one image or a batch."""
     rows, columns = (stride * (n - 1) + 1 for n in out)

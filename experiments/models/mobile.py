@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.depthwise import DepthwiseConv
+from experiments.models.depthwise import DepthwiseConv, Padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Architecture:
     Attributes:
       stages: Its stages.
       size: Height and width of its images.
-      batch_norm: Whether convolutions are followed by batch norm, or have it folded.
+      batch_norm: Its epsilon; `None` where it is folded into the convolutions.
+      padding: Of convolutions, see `DepthwiseConv`.
     """
 
     stages: Sequence[Stage]
     size: int = 224
-    batch_norm: bool = True
+    batch_norm: float | None = 1e-3
+    padding: Padding = "SAME"
 
 
 _LITE = (
@@ -87,7 +89,10 @@ ARCHITECTURES = {
     "efficientnet_lite0": Architecture(_LITE),
     "efficientnet_lite1": Architecture(_scaled(1.0, 1.1), 240),
     "efficientnet_lite2": Architecture(_scaled(1.1, 1.2), 260),
-    "mobilenet_v2": Architecture(_MOBILENET_V2, batch_norm=False),
+    "mobilenet_v2": Architecture(_MOBILENET_V2, batch_norm=None),
+    "mobilenetv2_100": Architecture(
+        _MOBILENET_V2, batch_norm=1e-5, padding="symmetric"
+    ),
 }
 
 
@@ -104,7 +109,14 @@ class PointwiseConv(nnx.Conv):
 
 
 def _conv(
-    inputs: int, outputs: int, size: int, stride: int, batch_norm: bool, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int,
+    rngs: nnx.Rngs,
+    *,
+    use_bias: bool,
+    padding: Padding = "SAME",
 ) -> nnx.Conv:
     kind = PointwiseConv if size == 1 else nnx.Conv
     return kind(
@@ -112,16 +124,16 @@ def _conv(
         outputs,
         (size, size),
         strides=stride,
-        padding="SAME",
-        use_bias=not batch_norm,
+        padding="SAME" if padding == "SAME" else size // 2,
+        use_bias=use_bias,
         rngs=rngs,
     )
 
 
-def _norm(channels: int, batch_norm: bool, rngs: nnx.Rngs) -> nnx.BatchNorm | None:
-    if not batch_norm:
+def _norm(channels: int, epsilon: float | None, rngs: nnx.Rngs) -> nnx.BatchNorm | None:
+    if epsilon is None:
         return None
-    return nnx.BatchNorm(channels, momentum=0.99, epsilon=1e-3, rngs=rngs)
+    return nnx.BatchNorm(channels, momentum=0.99, epsilon=epsilon, rngs=rngs)
 
 
 def _apply(norm: nnx.BatchNorm | None, x: jax.Array) -> jax.Array:
@@ -132,19 +144,30 @@ class InvertedResidual(nnx.Module):
     """Expand, convolve every channel, project; added to the input where it fits."""
 
     def __init__(
-        self, inputs: int, stage: Stage, stride: int, batch_norm: bool, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        stage: Stage,
+        stride: int,
+        architecture: Architecture,
+        rngs: nnx.Rngs,
     ):
-        wide = inputs * stage.expansion
+        epsilon, wide = architecture.batch_norm, inputs * stage.expansion
+        use_bias = epsilon is None
         self.expands = stage.expansion > 1
         self.residual = stride == 1 and inputs == stage.channels
         depthwise = DepthwiseConv(
-            wide, stage.kernel, stride=stride, use_bias=not batch_norm, rngs=rngs
+            wide,
+            stage.kernel,
+            stride=stride,
+            padding=architecture.padding,
+            use_bias=use_bias,
+            rngs=rngs,
         )
-        project = _conv(wide, stage.channels, 1, 1, batch_norm, rngs)
-        norms = [_norm(n, batch_norm, rngs) for n in (wide, wide, stage.channels)]
+        project = _conv(wide, stage.channels, 1, 1, rngs, use_bias=use_bias)
+        norms = [_norm(n, epsilon, rngs) for n in (wide, wide, stage.channels)]
         self.conv_dw = depthwise
         if self.expands:
-            self.conv_pw = _conv(inputs, wide, 1, 1, batch_norm, rngs)
+            self.conv_pw = _conv(inputs, wide, 1, 1, rngs, use_bias=use_bias)
             self.conv_pwl = project
             self.bn1, self.bn2, self.bn3 = norms
         else:
@@ -168,22 +191,25 @@ class InvertedResidualNet(nnx.Module):
     """EfficientNet-Lite and MobileNet-V2: images to logits."""
 
     def __init__(self, architecture: Architecture, classes: int, *, rngs: nnx.Rngs):
-        batch_norm, channels = architecture.batch_norm, 32
-        self.conv_stem = _conv(3, channels, 3, 2, batch_norm, rngs)
-        self.bn1 = _norm(channels, batch_norm, rngs)
+        epsilon, channels = architecture.batch_norm, 32
+        use_bias = epsilon is None
+        self.conv_stem = _conv(
+            3, channels, 3, 2, rngs, use_bias=use_bias, padding=architecture.padding
+        )
+        self.bn1 = _norm(channels, epsilon, rngs)
         stages = []
         for stage in architecture.stages:
             blocks = []
             for i in range(stage.repeats):
                 stride = stage.stride if i == 0 else 1
                 blocks.append(
-                    InvertedResidual(channels, stage, stride, batch_norm, rngs)
+                    InvertedResidual(channels, stage, stride, architecture, rngs)
                 )
                 channels = stage.channels
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
-        self.conv_head = _conv(channels, 1280, 1, 1, batch_norm, rngs)
-        self.bn2 = _norm(1280, batch_norm, rngs)
+        self.conv_head = _conv(channels, 1280, 1, 1, rngs, use_bias=use_bias)
+        self.bn2 = _norm(1280, epsilon, rngs)
         self.classifier = nnx.Linear(1280, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -204,11 +230,11 @@ class MobileNetV1(nnx.Module):
 
     def __init__(self, classes: int, *, rngs: nnx.Rngs):
         channels = 8
-        self.Conv2d_0 = _conv(3, channels, 3, 2, False, rngs)
+        self.Conv2d_0 = _conv(3, channels, 3, 2, rngs, use_bias=True)
         for i, width in enumerate(self.WIDTHS, start=1):
             stride = 2 if i in self.STRIDED else 1
             depthwise = DepthwiseConv(channels, 3, stride=stride, rngs=rngs)
-            pointwise = _conv(channels, width, 1, 1, False, rngs)
+            pointwise = _conv(channels, width, 1, 1, rngs, use_bias=True)
             setattr(self, f"Conv2d_{i}_depthwise", depthwise)
             setattr(self, f"Conv2d_{i}_pointwise", pointwise)
             channels = width

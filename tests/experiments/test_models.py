@@ -21,14 +21,16 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("side", [1, 7, 8])
-def test_shifted_products_are_the_grouped_convolution(stride, size, side, rng):
+@pytest.mark.parametrize("padding", ["SAME", "symmetric"])
+def test_shifted_products_are_the_grouped_convolution(stride, size, side, padding, rng):
     x = jnp.asarray(rng.normal(size=(2, side, side + 1, 6)), "f4")
     kernel = jnp.asarray(rng.normal(size=(size, size, 1, 6)), "f4")
+    pads = depthwise.pads_of((side, side + 1), size, stride, padding)
     grouped, of_grouped = jax.vjp(
-        lambda *args: depthwise._grouped(*args, stride=stride), x, kernel
+        lambda *args: depthwise._grouped(*args, stride, pads), x, kernel
     )
     shifted, of_shifted = jax.vjp(
-        lambda *args: depthwise._shifted_products(*args, stride), x, kernel
+        lambda *args: depthwise._shifted_products(*args, stride, pads), x, kernel
     )
     np.testing.assert_allclose(shifted, grouped, atol=1e-5)
     gradient = jnp.asarray(rng.normal(size=grouped.shape), "f4")
@@ -101,6 +103,7 @@ def test_deit_on_some_of_cifar10(capsys):
         ("efficientnet_lite1", 5_416_680),
         ("efficientnet_lite2", 6_092_072),
         ("mobilenet_v2_100", 3_487_816),
+        ("mobilenetv2_100", 3_504_872),
         ("mobilenet_v1_025", 467_336),
         ("deit_tiny_cifar10", 5_381_194),
         ("deit_tiny", 5_717_416),
