@@ -36,6 +36,7 @@ from rich.table import Table
 import ssvq_jax as ssvq
 from experiments import data, quickstart_plot
 from experiments.models.vit import ViT
+from experiments.training import optimizer
 
 STEPS_PER_CALL = 10
 _Arrays = tuple[np.ndarray, np.ndarray]
@@ -263,7 +264,7 @@ class _Task:
     ) -> tuple[Any, dict[str, np.ndarray]]:
         """Train what can be trained of a tree; returns it and its history."""
         trainable, static = ssvq.partition(tree)
-        first_signs = _signs(trainable)
+        first_signs = optimizer.signs(trainable)
         state = tx.init(trainable)
 
         @jax.jit
@@ -288,9 +289,9 @@ class _Task:
             some = batches[start : start + STEPS_PER_CALL]
             (trainable, state), losses = run(trainable, state, images, labels, some)
             history["loss"].extend(np.asarray(losses))
-            if first_signs:
-                history["flipped"].append(_share_flipped(first_signs, trainable))
-                history["frozen"].append(_share_frozen(state))
+            shares = optimizer.shares(first_signs, trainable, state)
+            for share, value in shares.items():
+                history[share].append(value)
             progress.update(bar, advance=len(some), loss=f"loss {losses[-1]:.3f}")
         kept = {name: np.array(values) for name, values in history.items() if values}
         return ssvq.combine(trainable, static), kept
@@ -322,33 +323,6 @@ def _fine_tuning(steps: int, freeze: bool) -> optax.GradientTransformation:
         {"sign": signs, "codebook": _adamw(1e-3, steps), "other": _adamw(1e-3, steps)},
         ssvq.label_tree,
     )
-
-
-def _by_label(tree: Any, label: str) -> list[Any]:
-    labels = jax.tree.leaves(ssvq.label_tree(tree))
-    leaves = jax.tree.leaves(tree)
-    return [x for name, x in zip(labels, leaves, strict=True) if name == label]
-
-
-def _signs(trainable: Any) -> list[np.ndarray]:
-    return [np.asarray(latent) >= 0 for latent in _by_label(trainable, "sign")]
-
-
-def _share_flipped(first: list[np.ndarray], trainable: Any) -> float:
-    changed = sum(
-        np.count_nonzero(a != b) for a, b in zip(first, _signs(trainable), strict=True)
-    )
-    return changed / sum(a.size for a in first)
-
-
-def _share_frozen(state: Any) -> float:
-    states = jax.tree.leaves(state, is_leaf=_is_freezing)
-    masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
-    return sum(int(m.sum()) for m in masks) / max(1, sum(m.size for m in masks))
-
-
-def _is_freezing(x: Any) -> bool:
-    return isinstance(x, ssvq.FreezeSignsState)
 
 
 def _file_name(name: str) -> str:

@@ -13,6 +13,7 @@ quantised uniformly to 8 bits everywhere. 24 runs of five minutes on 2 CPU cores
 import ssvq_jax as ssvq
 from experiments.augmentation import Augmentation
 from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.methods import convolutional
 from experiments.models.zoo import NETWORKS
 
 DATA = Data(
@@ -36,8 +37,6 @@ CODECS = {
     "vq-4": ssvq.VQ(256, 2, codebook_dtype="int8"),
     "ssvq-4": ssvq.SSVQ(64, 2),
 }
-_LARGE = r"(blocks/.*/conv_(pw|pwl)|conv_head|classifier)/kernel"
-_SMALL = r"(blocks/.*/conv_dw|conv_stem)/kernel"
 
 
 def runs() -> dict[str, Experiment]:
@@ -45,7 +44,7 @@ def runs() -> dict[str, Experiment]:
     found = {}
     for name, codec in CODECS.items():
         for network in NETS:
-            rules = (ssvq.Rule(_LARGE, codec), ssvq.Rule(_SMALL, ssvq.Uniform(8)))
+            rules = convolutional(codec)
             freezing = Freezing(checks=10) if name.startswith("ssvq") else None
             found[f"{network}-{name}"] = Experiment(
                 network=NETWORKS[network],

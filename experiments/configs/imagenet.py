@@ -13,6 +13,7 @@ has DeiT-Tiny at 21x: VQ about 47 %, SSVQ with fixed signs 47, learned 54, froze
 import ssvq_jax as ssvq
 from experiments.augmentation import Augmentation
 from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.methods import convolutional
 from experiments.models.zoo import NETWORKS
 
 _IMAGENET = Data(
@@ -24,8 +25,6 @@ _IMAGENET = Data(
     augmentation=Augmentation(scale=(0.08, 1.0), flip=True),
 )
 _DENSE = "blocks/.*/kernel"
-_POINTWISE = r"(blocks/.*/conv_(pw|pwl)|conv_head|classifier)/kernel"
-_REST = r"(blocks/.*/conv_dw|conv_stem)/kernel"
 _METHODS = {
     "vq": ssvq.VQ(64, 4, codebook_dtype="int8"),
     "fixed": ssvq.SSVQ(16, 8, learn_signs=False),
@@ -37,7 +36,7 @@ _METHODS = {
 def _rules(network: str, codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
     if network.startswith("deit"):
         return (ssvq.Rule(_DENSE, codec),)
-    return (ssvq.Rule(_POINTWISE, codec), ssvq.Rule(_REST, ssvq.Uniform(8)))
+    return convolutional(codec)
 
 
 def runs() -> dict[str, Experiment]:

@@ -34,11 +34,10 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     flat = nnx.to_flat_state(state)
+    names = {keys: timm_name(keys) for keys, _ in flat}
     own = {keys: flax_name(keys) for keys, _ in flat}
-    is_own = not stored.isdisjoint(
-        name for keys, name in own.items() if name != timm_name(keys)
-    )
-    names = own if is_own else {keys: timm_name(keys) for keys, _ in flat}
+    is_own = not stored.isdisjoint(set(own.values()) - set(names.values()))
+    names = own if is_own else names
     _require_same_names(path, set(names.values()), stored)
     for keys, variable in flat:
         tensor = tensors[names[keys]]
