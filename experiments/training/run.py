@@ -151,8 +151,9 @@ class _Run:
                 start -= log.seconds
             if step is None and self.experiment.weights is not None:
                 before = self._judged(self._final(state), state, "test")
+                counts = self._counts(before, "test")  # by all processes together
                 if log is not None:
-                    log.write(0, 0.0, **self._counts(before, "test"))
+                    log.write(0, 0.0, **counts)
             state = self._train(
                 state, step or 0, checkpoints, log, start, initial_signs
             )
@@ -201,7 +202,7 @@ class _Run:
             losses.append(loss)
             epoch_ends = step % self.epoch == 0 or step == self.steps
             if step % self.execution.log_every == 0 or epoch_ends:
-                values = self._progress(bar, step, losses, time.perf_counter() - since)
+                values = self._progress(bar, step, losses, since)
                 if epoch_ends:
                     values |= optimizer.shares(
                         initial_signs, state.trainable, state.optimizer
@@ -223,10 +224,11 @@ class _Run:
         return state
 
     def _progress(
-        self, bar: Any, step: int, losses: list[jax.Array], seconds: float
+        self, bar: Any, step: int, losses: list[jax.Array], since: float
     ) -> dict[str, float]:
         """Mean loss and speed of some steps, shown and returned."""
         mean = float(np.mean(jax.device_get(losses)))
+        seconds = time.perf_counter() - since
         if not math.isfinite(mean):
             raise SystemExit(
                 f"{self.folder}: the loss is {mean} at step {step}: "
