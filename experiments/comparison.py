@@ -19,6 +19,7 @@ from experiments import comparison_page, comparison_plots
 CONFIGS = (
     "deit_96_cifar10",
     "cifar10_rates",
+    "cifar10_mvq",
     "cifar10_thresholds",
     "cifar10_headline",
     "cifar10_bits",

@@ -1,5 +1,6 @@
 """Plots of the comparison."""
 
+import operator
 import pathlib
 from typing import Any
 
@@ -9,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.comparison_page import accuracy, interval
+from experiments.comparison_page import accuracy, interval, seeds
 from experiments.methods import BITS, TITLES
 
 _METHODS = [method for method in TITLES if method != "float"]
@@ -43,30 +44,32 @@ def pareto(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 def curves(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Validation accuracy and the signs' shares over the epochs of the headline."""
-    runs = results["cifar10_headline"]
-    figure, (epochs, signs) = plt.subplots(1, 2, figsize=(11, 4.2))
-    for method in TITLES:
-        own = [run for name, run in runs.items() if name.split("-")[0] == method]
-        if not own:
-            continue
-        images = own[0]["validation"]["images"]
-        found = [[x["validation_top1"] for x in run["curve"]] for run in own]
-        mean = 100 * np.mean(found, axis=0) / images
+    groups = seeds(results["cifar10_headline"])
+    figure, (more, fewer, signs) = plt.subplots(1, 3, figsize=(14, 4.2))
+
+    def draw(axis, own, value, style="-", **named):
+        mean = 100 * np.mean([[value(x) for x in run["curve"]] for run in own], axis=0)
+        axis.plot(np.arange(1, len(mean) + 1), mean, style, **named)
+
+    def validated(line):
+        return line["validation_top1"] / images
+
+    for (method, bits), own in groups.items():
         color = _COLORS.get(method, "black")
-        epochs.plot(
-            np.arange(1, len(mean) + 1), mean, color=color, label=TITLES[method]
-        )
+        images = own[0]["validation"]["images"]
+        for axis, shown in ((more, ("32", "2", "1.5")), (fewer, ("32", "1.25"))):
+            if bits in shown:
+                draw(axis, own, validated, color=color, label=TITLES[method])
         for name, style in (("flipped", "-"), ("frozen", "--")):
-            if name in own[0]["curve"][-1]:
-                share = [[x[name] for x in run["curve"]] for run in own]
-                mean = 100 * np.mean(share, axis=0)
+            if bits == "1.5" and name in own[0]["curve"][-1]:
                 label = f"{TITLES[method]}: {name}"
-                signs.plot(
-                    np.arange(1, len(mean) + 1), mean, style, color=color, label=label
-                )
-    epochs.set(xlabel="epoch", ylabel="validation accuracy, %")
-    signs.set(xlabel="epoch", ylabel="% of the signs")
-    for axis in (epochs, signs):
+                share = operator.itemgetter(name)
+                draw(signs, own, share, style, color=color, label=label)
+    more.set(title="1.5 bits (UQ: 2)", ylabel="validation accuracy, %")
+    fewer.set(title="1.25 bits", ylabel="validation accuracy, %")
+    signs.set(title="1.5 bits", ylabel="% of the signs")
+    for axis in (more, fewer, signs):
+        axis.set(xlabel="epoch")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     _save(figure, path)

@@ -167,10 +167,14 @@ def test_differences_are_taken_image_by_image():
 def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
     names = {
         "deit_96_cifar10": ["float"],
-        "cifar10_headline": [f"{m}-0" for m in methods.TITLES],
+        "cifar10_headline": [
+            *("float-32-0", "uniform-2-0", "vq-1.5-0", "vq-1.5-1", "frozen-1.5-0"),
+            *("vq-1.25-0", "fixed-1.25-0"),
+        ],
         "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
         "few_images": ["mobilenet_v2_100-vq-1.5", "efficientnet_lite0-uniform-2"],
+        "cifar10_mvq": ["mvq-4of8"],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
         "cifar10_thresholds": ["frozen-0.1"],
         "cifar10_ablation": ["epochs-1-learned", "interval-12-majority"],
