@@ -295,7 +295,7 @@ def _rates(results: Results) -> str:
         rows.append(
             [TITLES[method], " / ".join(rates), _percent(run["validation"]) + mark]
         )
-    header = ["method", "rate (/ of signs)", "validation, %"]
+    header = ["method", "rates", "validation, %"]
     return text.RATES.format(
         table=_table(header, rows), command=next(iter(runs.values()))["command"]
     )

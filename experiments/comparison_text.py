@@ -104,8 +104,9 @@ baseline, no float one. 300 images: ± 4 points.
 """
 RATES = """## Learning rates
 
-One epoch each at 1.5 bits (UQ at 2), by the 5,000 validation images. The rate is that
-of codebooks and of all that is not compressed.
+One epoch each at 1.5 bits (UQ at 2), by the 5,000 validation images. The first rate is
+that of all that is not compressed; the second that of codebooks, of steps (in units of
+the step), or of learned signs, whose codebooks have the first.
 
 {table}
 `{command}`.

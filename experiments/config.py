@@ -41,7 +41,8 @@ class Optimization:
       batch: Images per step, of all devices together.
       rate: Peak learning rate of everything but signs and codebooks.
       sign_rate: That of the signs' latents.
-      codebook_rate: That of codebooks, and of the step sizes of uniform quantization.
+      codebook_rate: That of codebooks; for the step sizes of uniform quantization, in
+        units of the step.
       warmup: Share of the steps in which rates rise.
       weight_decay: Of everything that has two axes or more.
       beta2: Decay of the second moment.

@@ -37,7 +37,9 @@ def make(
         "codebook": options.codebook_rate,
         "other": options.rate,
     }
-    groups = optax.partition({k: adamw(rate) for k, rate in rates.items()}, _labels)
+    kinds = {kind: adamw(rate) for kind, rate in rates.items()}
+    kinds["step"] = optax.chain(kinds["codebook"], _relative())
+    groups = optax.partition(kinds, _labels)
     transforms = [optax.clip_by_global_norm(options.clip_norm), groups]
     if freezing is not None:
         first, last = freezing.threshold
@@ -52,12 +54,21 @@ def make(
     return optax.chain(*transforms)
 
 
+def _relative() -> optax.GradientTransformation:
+    """Updates in units of the parameters: Adam's are as large for all of them."""
+
+    def scale(updates, params):
+        return jax.tree.map(lambda x, param: x * jnp.abs(param), updates, params)
+
+    return optax.stateless(scale)
+
+
 def _labels(tree: Any) -> Any:
-    """The library's labels; steps of uniform quantization go with the codebooks."""
+    """The library's labels, and "step" for the steps of uniform quantization."""
 
     def relabel(node, labels):
         if is_compressed(node) and "scale" in node.leaves():
-            return labels.replace(scale="codebook")
+            return labels.replace(scale="step")
         return labels
 
     return jax.tree.map(relabel, tree, ssvq.label_tree(tree), is_leaf=is_compressed)
