@@ -17,6 +17,8 @@ from rich.progress import track
 Example = dict[str, Any]
 """`image`, uint8 `(height, width, channels)`, and `label`, an integer."""
 
+_READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
 
 @dataclasses.dataclass(frozen=True)
 class Split(Sequence[Example]):
@@ -84,6 +86,22 @@ def splits(name: str, data_dir: pathlib.Path | None = None) -> list[str]:
         return ["train", "test"]
     with _explained(name):
         return list(tfds.builder(name, data_dir=data_dir).info.splits)
+
+
+def sizes(
+    name: str, split: str, data_dir: pathlib.Path | None = None
+) -> tuple[int | None, int, int]:
+    """Numbers of a split's images, or `None` where it is not there, classes, channels.
+
+    Arguments as of `open_split`.
+    """
+    if name == "digits":
+        return len(_digits(split)), 10, 1
+    with _explained(name):
+        info: Any = tfds.builder(name, data_dir=data_dir).info
+        images = info.splits[split].num_examples if info.splits else None
+        features = info.features
+        return images, features["label"].num_classes, features["image"].shape[-1]
 
 
 @contextlib.contextmanager
@@ -165,9 +183,7 @@ def training_batches(
     batches = examples.batch(batch // count)
     if mix is not None:
         batches = batches.random_map(mix)
-    batches = batches[start:].to_iter_dataset(
-        grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
-    )
+    batches = batches[start:].to_iter_dataset(_READING)
     if workers:
         absl.flags.FLAGS.mark_as_parsed()  # Grain reads options of its own there
         options = grain.MultiprocessingOptions(num_workers=workers)
@@ -211,4 +227,4 @@ def evaluation_batches(
     total = -(-len(split) // batch) * batch
     examples = grain.MapDataset.source(split).repeat()[:total][index::count]
     examples = examples.map(lambda x: {**x, "image": prepare(x["image"])})
-    return examples.batch(batch // count).to_iter_dataset()
+    return examples.batch(batch // count).to_iter_dataset(_READING)

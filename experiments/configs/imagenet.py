@@ -4,8 +4,8 @@ python -m experiments.compress experiments/configs/imagenet.py \
     --only 'deit_tiny-.*' --weights deit_tiny_patch16_224.safetensors \
     --data-dir DIR --workers 8 --parallel fully_sharded
 
-Checkpoints are timm's: deit_tiny_patch16_224, mobilenetv2_100 with batch norms folded,
-tf_efficientnet_lite0. `--dry-run` tells what a run needs, without weights. The paper
+Checkpoints are timm's: deit_tiny_patch16_224, mobilenetv2_100, tf_efficientnet_lite0.
+`--dry-run` tells what a run needs, without weights and without the images. The paper
 has DeiT-Tiny at 21x: VQ about 47 %, SSVQ with fixed signs 47, learned 54, frozen 59 to
 62; MobileNet-V2 at 16x 65.9 %; EfficientNet-Lite at 16 to 18x 69.5 %. Not run here.
 """
@@ -42,7 +42,7 @@ def _rules(network: str, codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
 def runs() -> dict[str, Experiment]:
     """Every network with every method."""
     found = {}
-    for network in ("deit_tiny", "mobilenet_v2_100", "efficientnet_lite0"):
+    for network in ("deit_tiny", "mobilenetv2_100", "efficientnet_lite0"):
         for method, codec in _METHODS.items():
             freezing = Freezing(checks=25) if method == "frozen" else None
             found[f"{network}-{method}"] = Experiment(

@@ -133,7 +133,7 @@ def _conv(
 def _norm(channels: int, epsilon: float | None, rngs: nnx.Rngs) -> nnx.BatchNorm | None:
     if epsilon is None:
         return None
-    return nnx.BatchNorm(channels, momentum=0.99, epsilon=epsilon, rngs=rngs)
+    return nnx.BatchNorm(channels, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
 
 def _apply(norm: nnx.BatchNorm | None, x: jax.Array) -> jax.Array:

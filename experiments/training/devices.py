@@ -28,9 +28,9 @@ class Devices:
 
     @classmethod
     def all(cls, parallel: Parallel) -> "Devices":
-        """All there are."""
-        shape = (jax.device_count(),)
-        return cls(jax.make_mesh(shape, ("data",), (AxisType.Auto,)), parallel)
+        """All there are, process by process, as `evaluation` counts on."""
+        devices = sorted(jax.devices(), key=lambda x: (x.process_index, x.id))
+        return cls(Mesh(np.array(devices), ("data",), (AxisType.Auto,)), parallel)
 
     @property
     def process(self) -> tuple[int, int]:

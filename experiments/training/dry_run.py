@@ -25,7 +25,8 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
 
     Args:
       name: The run's name.
-      experiment: The run; weights that are not there are taken at random.
+      experiment: The run; weights that are not there are taken at random, and without
+        the images the number of steps stays open.
       execution: Devices and data.
     """
     options, source = experiment.optimization, experiment.data
@@ -37,12 +38,13 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         if there:
             checkpoint.load(model, experiment.weights)
         weights = experiment.weights + ("" if there else " (missing: at random here)")
-    split = data.open_split(source.name, source.train, execution.data_dir)
-    steps = options.steps(len(split))
-    program = Program(experiment, model, split.classes, steps)
+    images, classes, channels = data.sizes(
+        source.name, source.train, execution.data_dir
+    )
+    steps = options.steps(images or 10**6)
+    program = Program(experiment, model, classes, steps)
     params = program.compressed()
     state = program.initial(params)
-    channels = split[0]["image"].shape[-1]
     shape = (options.batch, network.size, network.size, channels)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
@@ -50,7 +52,7 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     }
     mixes = source.augmentation.mixup or source.augmentation.cutmix
     if mixes:
-        shapes = {"image": shape, "label": (options.batch, split.classes)}
+        shapes = {"image": shape, "label": (options.batch, classes)}
         batch = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
     teacher = (program.params, program.statistics) if experiment.distill else None
     shardings = devices.sharding(state)
@@ -73,8 +75,9 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         "bits per compressed weight": f"{report.compressed.bits_per_weight:.3f}",
         "ratio to float32, compressed weights": f"{report.compressed.ratio:.1f}",
         "ratio to float32, whole model": f"{report.model.ratio:.1f}",
-        "images": f"{len(split):,} in {split.name}",
-        "steps": f"{steps:,} of {options.batch} images",
+        "images": f"{source.name} {source.train}"
+        + (f", {images:,}" if images else " (missing)"),
+        "steps": (f"{steps:,} of" if images else "of") + f" {options.batch} images",
         "devices": f"{devices.mesh.size} ({devices.parallel})",
         "FLOPs per step and device": f"{cost['flops']:.3e}",
         "memory per device, MB: state and batch": _megabytes(

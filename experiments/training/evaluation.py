@@ -17,7 +17,8 @@ class Prediction(NamedTuple):
     """What a network makes of images, `(images,)` each.
 
     Attributes:
-      rank: How many classes come before the right one.
+      rank: How many classes come before the right one; of equal logits the first is
+        first, and NaN comes before all.
       loss: Cross-entropy.
       predicted: The class that comes first.
     """
@@ -40,8 +41,10 @@ def judge(logits: jax.Array, labels: jax.Array) -> Prediction:
     """Compare logits `(batch, classes)` with integer labels `(batch,)`."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    behind = (logits < chosen) | ((logits == chosen) & ~earlier)
     return Prediction(
-        rank=jnp.sum(logits > chosen, axis=1),
+        rank=jnp.sum(~behind, axis=1),
         loss=jax.nn.logsumexp(logits, axis=1) - chosen[:, 0],
         predicted=jnp.argmax(logits, axis=1),
     )

@@ -117,7 +117,10 @@ class Program:
         if parts == 1:
             carry, _ = add(carry, batch)
         else:
-            cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+            # A part has rows of every device.
+            cut = jax.tree.map(
+                lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+            )
             carry, _ = jax.lax.scan(add, carry, cut)
         loss, gradients, statistics = carry
         gradients = jax.tree.map(lambda x: x / parts, gradients)

@@ -121,6 +121,12 @@ class _Run:
         self.devices = execution.devices
         self.writes = jax.process_index() == 0
         options, source = experiment.optimization, experiment.data
+        devices, parts = self.devices.mesh.size, options.accumulate
+        if options.batch % (devices * parts):
+            raise SystemExit(
+                f"batch: expected a multiple of {devices * parts} ({devices} devices, "
+                f"accumulate={parts}), got {options.batch}"
+            )
         self.train = self._split(source.train)
         self.epoch = max(1, round(len(self.train) / options.batch))
         self.steps = options.steps(len(self.train))
@@ -205,7 +211,7 @@ class _Run:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
                     values |= optimizer.shares(
-                        initial_signs, state.trainable, state.optimizer
+                        initial_signs, state.params, state.optimizer
                     )
                     final = self._final(state)
                     held_out = self._judged(final, state, "validation")

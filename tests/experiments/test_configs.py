@@ -42,6 +42,19 @@ def test_every_config_gives_runs_and_says_how_to_run_them(name):
         assert json.loads(json.dumps(run.describe())) == run.describe()
         held_out = {run.data.validation, run.data.test}
         assert run.data.train not in held_out
+    compressing = [run for run in runs.values() if run.compression]
+    different = {(run.network.name, run.compression): run for run in compressing}
+    for run in different.values():
+        model = nnx.eval_shape(lambda run=run: run.network.build(nnx.Rngs(0)))
+        assert _compressed(nnx.to_pure_dict(nnx.state(model, nnx.Param)), run)
+
+
+def _compressed(params, experiment):
+    """Bits per weight that a run's rules would store, by shapes alone."""
+    rules, key = experiment.compression.rules, jax.random.key(0)
+    compress = functools.partial(ssvq.compress, rules=rules, key=key)
+    tree = jax.eval_shape(compress, params)
+    return ssvq.report(tree).compressed.bits_per_weight
 
 
 def test_only_learning_rates_are_chosen_without_the_test_split():
@@ -51,14 +64,13 @@ def test_only_learning_rates_are_chosen_without_the_test_split():
 
 
 def test_methods_store_about_the_same_bits():
-    key, kernel = jax.random.key(0), jax.ShapeDtypeStruct((96, 384), np.float32)
+    kernel = jax.ShapeDtypeStruct((96, 384), np.float32)
     params = {"blocks": {"0": {"kernel": kernel}}}
     for bits in methods.BITS:
         for method in methods.at(bits):
-            rules = methods.compression(method, bits).rules
-            compress = functools.partial(ssvq.compress, rules=rules, key=key)
-            tree = jax.eval_shape(compress, params)
-            stored = ssvq.report(tree).compressed.bits_per_weight
+            rates = {"rate": 1e-3}
+            run = methods.fine_tuning(method, bits, epochs=1, rates=rates)
+            stored = _compressed(params, run)
             assert bits - 0.4 < stored < bits + 0.2, (method, bits, stored)
 
 
@@ -106,15 +118,27 @@ def test_the_recipe_of_imagenet_runs_on_mock_data(tmp_path):
     assert result["ratio"] > 20
 
 
-@pytest.mark.parametrize("parallel", ["data", "fully_sharded"])
-def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(parallel, capsys):
+@pytest.mark.parametrize(
+    ("parallel", "name", "known"),
+    [
+        ("data", "digits", "train[:960], 960"),
+        ("fully_sharded", "mnist", "mnist train[:960] (missing)"),
+    ],
+)
+def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(
+    parallel, name, known, capsys
+):
     experiment = dataclasses.replace(
-        tiny.FLOAT, weights="none.safetensors", compression=tiny.FROZEN
+        tiny.FLOAT,
+        weights="none.safetensors",
+        compression=tiny.FROZEN,
+        data=dataclasses.replace(tiny.DIGITS, name=name),
     )
     execution = Execution(devices=Devices.all(parallel))
     Console(width=200).print(dry_run.table("tiny", experiment, execution))
     printed = capsys.readouterr().out
-    for text in ("missing: at random", "12,288", "FLOPs", "lowered for tpu", "cuda"):
+    expected = ("missing: at random", "12,288", "FLOPs", "lowered for tpu", "cuda")
+    for text in (*expected, known):
         assert text in printed
 
 

@@ -19,6 +19,7 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments.config import Compression, Optimization
 from experiments.training.devices import Devices
+from experiments.training.evaluation import judge
 from experiments.training.log import Log, read
 from experiments.training.program import Program
 from tests.experiments import tiny
@@ -95,12 +96,25 @@ def test_sharding_divides_what_is_large():
 
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
     losses = []
-    for parts in (1, 4):
+    for parts in (1, 4):  # on as many devices
         options = Optimization(epochs=1, batch=48, accumulate=parts)
         experiment = tiny.compressed(tmp_path, optimization=options)
-        tiny.execute(experiment, tmp_path / str(parts))
+        tiny.execute(experiment, tmp_path / str(parts), devices=parts)
         losses.append(_losses(tmp_path / str(parts)))
     np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+def test_a_batch_that_devices_or_parts_do_not_divide_is_refused(tmp_path):
+    options = Optimization(epochs=1, batch=24, accumulate=4)
+    experiment = dataclasses.replace(tiny.FLOAT, optimization=options)
+    with pytest.raises(SystemExit, match="multiple of 16 .4 devices, accumulate=4"):
+        tiny.execute(experiment, tmp_path / "run", devices=4)
+
+
+def test_ties_go_to_the_first_class_and_nan_is_never_right():
+    logits = np.array([[1, 2, 2], [1, 2, 2], [np.nan, 1, 0], [0, 0, 0]], np.float32)
+    found = judge(logits, np.array([1, 2, 0, 2]))
+    np.testing.assert_array_equal(found.rank, [0, 1, 3, 2])
 
 
 def test_options_change_what_they_say(tmp_path):
@@ -156,6 +170,13 @@ def test_distillation_looks_at_no_labels(tmp_path):
     experiment = tiny.compressed(tmp_path, distill=True)
     result = tiny.execute(experiment, tmp_path / "run")
     assert result["test"]["agreement"] > result["before"]["agreement"]
+    program = Program(experiment, tiny.NETWORK.build(nnx.Rngs(1)), 10, 2)
+    teacher, images = (program.params, {}), np.ones((4, 8, 8, 1), np.uint8)
+    losses = [
+        program.loss(*teacher, {"image": images, "label": label}, teacher)[0]
+        for label in (np.zeros(4, int), np.arange(4))
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path):
@@ -246,27 +267,31 @@ def _start(command, devices=1):
 
 
 def _finish(*processes):
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     _finish(_start(_command(tmp_path, undisturbed)))
     metrics = killed / "config" / "run" / "metrics.jsonl"
-    seen, draw = 0, random.Random(0)
+    seen, kills, draw = 0, 0, random.Random(0)
     for _ in range(3):
         process = _start(_command(tmp_path, killed))
         until = seen + draw.randint(4, 15)
         while process.poll() is None and len(read(metrics)) < until:
             time.sleep(0.01)
         time.sleep(draw.random() * 0.05)
-        assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        kills += process.returncode == -signal.SIGKILL  # it may have been faster
         seen = len(read(metrics))
-    assert 0 < seen < 60
+    assert kills
     _finish(_start(_command(tmp_path, killed)))
     name = "config/run/model.ssvq.safetensors"
     assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
