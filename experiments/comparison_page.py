@@ -105,7 +105,7 @@ def _float(results: Results) -> str:
         test=_percent(run["test"]),
         last=f"{min(last):.1f} to {max(last):.1f} %",
         minutes=f"{run['minutes']:.0f}",
-        command=run["command"],
+        command=_command("deit_96_cifar10"),
     )
 
 
@@ -146,7 +146,7 @@ def _headline(results: Results) -> str:
         fewer=table("1.25"),
         half=f"{100 * interval(groups['float', '32'][0]['test']):.1f}",
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=next(iter(runs.values()))["command"],
+        command=_command("cifar10_headline"),
     )
 
 
@@ -172,7 +172,7 @@ def _bits(results: Results) -> str:
         table=_table(header, rows),
         float=_percent(runs["float"]["test"]),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=runs["float"]["command"],
+        command=_command("cifar10_bits"),
     )
 
 
@@ -216,7 +216,7 @@ def _ablation(results: Results) -> str:
         interval=by_interval,
         rate=by_rate,
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=next(iter(runs.values()))["command"],
+        command=_command("cifar10_ablation"),
     )
 
 
@@ -249,7 +249,7 @@ def _exact_shape(results: Results) -> str:
     return text.EXACT.format(
         table=_table(header, rows),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=next(iter(runs.values()))["command"],
+        command=_command("deit_tiny_cifar10"),
     )
 
 
@@ -280,7 +280,7 @@ def _few_images(results: Results) -> str:
     return text.FEW.format(
         tables="\n".join(tables),
         minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=next(iter(runs.values()))["command"],
+        command=_command("few_images"),
     )
 
 
@@ -297,7 +297,7 @@ def _rates(results: Results) -> str:
         )
     header = ["method", "rates", "validation, %"]
     return text.RATES.format(
-        table=_table(header, rows), command=next(iter(runs.values()))["command"]
+        table=_table(header, rows), command=_command("cifar10_rates")
     )
 
 
@@ -313,7 +313,7 @@ def _masks(results: Results) -> str:
     ]
     header = ["kept", "bits", "validation, %"]
     return text.MASKS.format(
-        table=_table(header, rows), command=next(iter(runs.values()))["command"]
+        table=_table(header, rows), command=_command("cifar10_mvq")
     )
 
 
@@ -333,7 +333,16 @@ def _thresholds(results: Results) -> str:
     ]
     header = ["threshold", "validation, %", "flipped, %", "frozen, %"]
     return text.THRESHOLDS.format(
-        table=_table(header, rows), command=next(iter(runs.values()))["command"]
+        table=_table(header, rows), command=_command("cifar10_thresholds")
+    )
+
+
+def _command(config: str) -> str:
+    """What runs a config."""
+    script = "train" if config == "deit_96_cifar10" else "compress"
+    return (
+        f"python -m experiments.{script} experiments/configs/{config}.py "
+        "--data-dir DIR --results experiments/results"
     )
 
 

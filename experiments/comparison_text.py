@@ -20,7 +20,8 @@ nothing (`DIR` is the folder of tensorflow-datasets; every run resumes):
     python -m experiments.dominance --data-dir DIR
 
 The intervals are of 95 % over the test images; differences are taken image by image on
-the same images, which makes theirs narrower.
+the same images, which makes theirs narrower. Minutes are those of the clock; other work
+ran beside some runs.
 """
 FLOAT = """## The float network
 
@@ -75,8 +76,9 @@ DOMINANCE = """## Gradient dominance
 Mean cosine between the gradient of a block's own weights and where the block is moved:
 by its codeword's gradient before fine-tuning, and in an epoch of fine-tuning, signs
 included. The paper, for MobileNet-V2 under VQ: 0.66 for the 5 % of the blocks with the
-largest gradients, 0.26 for the 60 % with the smallest. Blocks of VQ have 4 weights,
-those of SSVQ 8: between random directions cosines are larger in fewer dimensions.
+largest gradients, 0.26 for the 60 % with the smallest; here of each codeword's blocks.
+Blocks of VQ have 4 weights, those of SSVQ 8: between random directions cosines are
+larger in fewer dimensions.
 
 {table}
 `{command}`.

@@ -3,8 +3,9 @@
     python -m experiments.dominance --data-dir ../shared/tfds
 
 Under VQ all blocks that share a codeword move together, and a few with large gradients
-decide where. For the 5 % of the blocks with the largest gradients and the 60 % with the
-smallest, this gives the mean cosine between the gradient of a block's own weights and
+decide where. For the 5 % of a codeword's blocks with the largest gradients and the 60 %
+with the smallest (of a kernel's blocks, for the float network), this gives the mean
+cosine between the gradient of a block's own weights and
 
 - its codeword's gradient as it reaches the block (for SSVQ times the block's signs),
   before fine-tuning, over one pass of some images;
@@ -80,25 +81,33 @@ def main(options: Options) -> int:
     return 0
 
 
-def cosines(own: np.ndarray, moved: np.ndarray) -> tuple[float, float]:
+def cosines(
+    own: np.ndarray, moved: np.ndarray, groups: np.ndarray
+) -> tuple[float, float]:
     """Mean cosine between what blocks want and where they are moved.
 
     Args:
       own: `(n, d)`, the gradients of the blocks' own weights.
       moved: `(n, d)`, where they are moved.
+      groups: `(n,)`, integers: blocks are ranked among those of their group.
 
     Returns:
-      Of the 5 % of the blocks with the largest gradients, and of the 60 % with the
-      smallest. Blocks that want nothing or are not moved do not count.
+      Of the 5 % of the blocks with the largest gradients, one of every group at least,
+      and of the 60 % with the smallest. Blocks that want nothing or are not moved do
+      not count.
     """
     size = np.linalg.norm(own, axis=1)
     norms = size * np.linalg.norm(moved, axis=1)
     valid = norms > 0
     cosine = np.sum(own * moved, axis=1)[valid] / norms[valid]
-    cosine = cosine[np.argsort(-size[valid])]
-    count = len(cosine)
-    top, bottom = cosine[: max(1, count // 20)], cosine[count - count * 3 // 5 :]
-    return float(np.mean(top)), float(np.mean(bottom))
+    size, groups = size[valid], groups[valid]
+    order = np.lexsort((-size, groups))
+    cosine, groups = cosine[order], groups[order]
+    _, first, group, counts = np.unique(
+        groups, return_index=True, return_inverse=True, return_counts=True
+    )
+    larger = (np.arange(len(groups)) - first[group]) / counts[group]  # share of them
+    return float(np.mean(cosine[larger < 0.05])), float(np.mean(cosine[larger >= 0.4]))
 
 
 def _measure(method: str, options: Options) -> dict[str, float]:
@@ -166,12 +175,17 @@ def _with_codebooks(params: Any, gradients: Any) -> Any:
 def _row(title: str, params: Any, own: Any, moved: Any) -> dict[str, float]:
     """Cosines of the blocks of all kernels that rules compress, together."""
     flat = [nnx.traversals.flatten_mapping(tree) for tree in (params, own, moved)]
-    pieces = []
+    pieces, groups = [], 0
     for path, node in flat[0].items():
         if path[0] == "blocks" and path[-1] == "kernel":
             block = node.codec.block if is_compressed(node) else _BLOCK
             cut = [to_blocks(np.asarray(tree[path]), block, 0) for tree in flat[1:]]
-            pieces.append([x.reshape(-1, block) for x in cut])
+            codes = np.zeros(cut[0].shape[:-1], int)
+            if is_compressed(node):
+                codes += node.codes
+            group = groups + codes.reshape(-1)
+            groups = group.max() + 1
+            pieces.append([*(x.reshape(-1, block) for x in cut), group])
     top, bottom = cosines(*(np.concatenate(x) for x in zip(*pieces, strict=True)))
     return {f"{title}: top 5 %": top, f"{title}: bottom 60 %": bottom}
 

@@ -155,9 +155,13 @@ def test_cosines_of_the_largest_and_smallest_blocks():
     own[:, 0] = np.arange(100)  # the first wants nothing and does not count
     moved = np.tile([1.0, 0.0], (100, 1))
     moved[:50] = [0.0, 1.0]
-    top, bottom = dominance.cosines(own, moved)
+    one = np.zeros(100, int)
+    top, bottom = dominance.cosines(own, moved, one)
     assert top == 1.0
     assert bottom == pytest.approx(10 / 59)  # of 59 blocks, 50 to 59 agree
+    # By halves: all of the first disagree, all of the second agree.
+    top, bottom = dominance.cosines(own, moved, np.arange(100) // 50)
+    assert top == pytest.approx(1 / 2) and bottom == pytest.approx(30 / 59)
 
 
 def _run(**changes):
