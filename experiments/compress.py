@@ -7,8 +7,8 @@ The float network fine-tuned alike is one of the runs, where a config has it. Ev
 exports its network, reads it back, and compares it bit for bit.
 
 A run that was interrupted, killed even, goes on from its last checkpoint when it is
-started again, and ends in the same parameters bit for bit. A run that is finished is
-left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
+started again, and ends in the same parameters, on CPUs bit for bit. A run that is
+finished is left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
 """
 
 import tyro

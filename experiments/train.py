@@ -4,8 +4,8 @@ r"""Train networks from scratch, as a config file says.
         --data-dir ../shared/tfds
 
 A run that was interrupted, killed even, goes on from its last checkpoint when it is
-started again, and ends in the same parameters bit for bit. A run that is finished is
-left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
+started again, and ends in the same parameters, on CPUs bit for bit. A run that is
+finished is left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
 """
 
 import tyro
