@@ -37,7 +37,7 @@ def make(
         "codebook": options.codebook_rate,
         "other": options.rate,
     }
-    kinds = {kind: adamw(rate) for kind, rate in rates.items()}
+    kinds: dict[Any, Any] = {kind: adamw(rate) for kind, rate in rates.items()}
     kinds["step"] = optax.chain(kinds["codebook"], _relative())
     groups = optax.partition(kinds, _labels)
     transforms = [optax.clip_by_global_norm(options.clip_norm), groups]
