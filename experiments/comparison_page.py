@@ -100,12 +100,13 @@ def _float(results: Results) -> str:
     epochs = run["experiment"]["optimization"]["epochs"]
     images = run["validation"]["images"]
     last = [100 * x["validation_top1"] / images for x in run["curve"][-10:]]
-    return text.FLOAT.format(
+    return _filled(
+        text.FLOAT,
+        "deit_96_cifar10",
+        runs,
         epochs=epochs,
         test=_percent(run["test"]),
         last=f"{min(last):.1f} to {max(last):.1f} %",
-        minutes=f"{run['minutes']:.0f}",
-        command=_command("deit_96_cifar10"),
     )
 
 
@@ -141,12 +142,13 @@ def _headline(results: Results) -> str:
         header = ["", "bits", "ratio", "before, %", "tuned, %", "seeds", "to VQ"]
         return _table([*header, "flipped", "frozen", "paper, %"], rows)
 
-    return text.HEADLINE.format(
+    return _filled(
+        text.HEADLINE,
+        "cifar10_headline",
+        runs,
         more=table("1.5", ("float", "32"), ("uniform", "2")),
         fewer=table("1.25"),
         half=f"{100 * interval(groups['float', '32'][0]['test']):.1f}",
-        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=_command("cifar10_headline"),
     )
 
 
@@ -168,11 +170,12 @@ def _bits(results: Results) -> str:
                 ]
             )
     header = ["method", "bits", "ratio", "before, %", "tuned, %"]
-    return text.BITS.format(
+    return _filled(
+        text.BITS,
+        "cifar10_bits",
+        runs,
         table=_table(header, rows),
         float=_percent(runs["float"]["test"]),
-        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=_command("cifar10_bits"),
     )
 
 
@@ -211,12 +214,13 @@ def _ablation(results: Results) -> str:
         flipped = "" if run is None else f"{100 * run['flipped']:.1f}"
         rows.append([title, tested(run), flipped])
     by_rate = _table(["SSVQ, learned signs", "tuned, %", "flipped, %"], rows)
-    return text.ABLATION.format(
+    return _filled(
+        text.ABLATION,
+        "cifar10_ablation",
+        runs,
         epochs=by_epochs,
         interval=by_interval,
         rate=by_rate,
-        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=_command("cifar10_ablation"),
     )
 
 
@@ -246,10 +250,11 @@ def _exact_shape(results: Results) -> str:
         for name, run in runs.items()
     ]
     header = ["method", "bits", "whole model", "before, %", "tuned, %", "file, bytes"]
-    return text.EXACT.format(
+    return _filled(
+        text.EXACT,
+        "deit_tiny_cifar10",
+        runs,
         table=_table(header, rows),
-        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=_command("deit_tiny_cifar10"),
     )
 
 
@@ -277,10 +282,11 @@ def _few_images(results: Results) -> str:
             f"{t}{k}" for t in ("", "tuned: ") for k in ("top-1", "top-5", "same")
         ]
         tables.append(f"**{network}**\n\n{_table(header, rows)}")
-    return text.FEW.format(
+    return _filled(
+        text.FEW,
+        "few_images",
+        runs,
         tables="\n".join(tables),
-        minutes=f"{sum(x['minutes'] for x in runs.values()):.0f}",
-        command=_command("few_images"),
     )
 
 
@@ -296,9 +302,7 @@ def _rates(results: Results) -> str:
             [TITLES[method], " / ".join(rates), _percent(run["validation"]) + mark]
         )
     header = ["method", "rates", "validation, %"]
-    return text.RATES.format(
-        table=_table(header, rows), command=_command("cifar10_rates")
-    )
+    return _filled(text.RATES, "cifar10_rates", runs, table=_table(header, rows))
 
 
 def _masks(results: Results) -> str:
@@ -312,9 +316,7 @@ def _masks(results: Results) -> str:
         for name, run in runs.items()
     ]
     header = ["kept", "bits", "validation, %"]
-    return text.MASKS.format(
-        table=_table(header, rows), command=_command("cifar10_mvq")
-    )
+    return _filled(text.MASKS, "cifar10_mvq", runs, table=_table(header, rows))
 
 
 def _thresholds(results: Results) -> str:
@@ -332,17 +334,19 @@ def _thresholds(results: Results) -> str:
         for run in runs.values()
     ]
     header = ["threshold", "validation, %", "flipped, %", "frozen, %"]
-    return text.THRESHOLDS.format(
-        table=_table(header, rows), command=_command("cifar10_thresholds")
+    return _filled(
+        text.THRESHOLDS, "cifar10_thresholds", runs, table=_table(header, rows)
     )
 
 
-def _command(config: str) -> str:
-    """What runs a config."""
+def _filled(template: str, config: str, runs: dict[str, Run], **values: Any) -> str:
+    """A section, with the command that runs its config and the minutes it took."""
     script = "train" if config == "deit_96_cifar10" else "compress"
-    return (
-        f"python -m experiments.{script} experiments/configs/{config}.py "
-        "--data-dir DIR --results experiments/results"
+    return template.format(
+        minutes=f"{sum(run['minutes'] for run in runs.values()):.0f}",
+        command=f"python -m experiments.{script} experiments/configs/{config}.py "
+        "--data-dir DIR --results experiments/results",
+        **values,
     )
 
 
