@@ -280,23 +280,23 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     _finish(_start(_command(tmp_path, undisturbed)))
     metrics = killed / "config" / "run" / "metrics.jsonl"
-    seen, kills, draw = 0, 0, random.Random(0)
+    seen, draw = 0, random.Random(0)
     for _ in range(3):
         process = _start(_command(tmp_path, killed))
         until = seen + draw.randint(4, 15)
         while process.poll() is None and len(read(metrics)) < until:
             time.sleep(0.01)
         time.sleep(draw.random() * 0.05)
+        assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += process.returncode == -signal.SIGKILL  # it may have been faster
         seen = len(read(metrics))
-    assert kills
+    assert 0 < seen < 120
     _finish(_start(_command(tmp_path, killed)))
     name = "config/run/model.ssvq.safetensors"
     assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
     curves = [_losses(folder / "config" / "run") for folder in (undisturbed, killed)]
-    assert curves[0] == curves[1] and len(curves[0]) == 60
+    assert curves[0] == curves[1] and len(curves[0]) == 120
 
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path):

@@ -31,7 +31,7 @@ FLOAT = Experiment(
 )
 RULES = (ssvq.Rule("blocks/.*/kernel", ssvq.SSVQ(4, 8)),)
 FROZEN = Compression(rules=RULES, freezing=Freezing(checks=10, threshold=(0.01, 0.001)))
-SHORT = Optimization(epochs=3, batch=48, sign_rate=0.01, average=0.9)
+SHORT = Optimization(epochs=6, batch=48, sign_rate=0.01, average=0.9)
 
 
 def weights(folder: pathlib.Path) -> str:
