@@ -25,6 +25,7 @@ CONFIGS = (
     "cifar10_bits",
     "cifar10_ablation",
     "deit_tiny_cifar10",
+    "few_images_rates",
     "few_images",
     "dominance",
 )

@@ -1,16 +1,14 @@
 """The comparison as a page: its tables, from the results."""
 
-import base64
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import comparison_text as text
+from experiments.comparison_numbers import Run, accuracy, difference, interval, seeds
 from experiments.methods import BITS, SIGNED, TITLES
 
-Run = dict[str, Any]
 Results = dict[str, dict[str, Any]]
 
 # Freezings in a run; the paper's interval in its 12,500 steps, and what it reports.
@@ -27,6 +25,24 @@ _PAPER = {
     ("learned", "1.5"): "~54",
     ("frozen", "1.5"): "61.9",
 }
+# One method against another, and the paper's points between them at 1.5 bits.
+_CLAIMS = (
+    ("vq", "float", "-25"),
+    ("fixed", "vq", "0"),
+    ("learned", "vq", "+7"),
+    ("frozen", "learned", "+8"),
+    ("frozen", "vq", "+15"),
+    ("frozen", "mvq", ""),
+    ("frozen", "uniform", ""),
+)
+_FEW_CLAIMS = (
+    ("efficientnet_lite0", "vq", ""),
+    ("efficientnet_lite0", "mvq", "+1.3"),
+    ("efficientnet_lite0", "uniform", ""),
+    ("mobilenet_v2_100", "vq", ""),
+    ("mobilenet_v2_100", "mvq", "+0.8"),
+    ("mobilenet_v2_100", "uniform", ""),
+)
 
 
 def page(results: Results) -> str:
@@ -42,8 +58,9 @@ def page(results: Results) -> str:
         "cifar10_rates": _rates,
         "cifar10_mvq": _masks,
         "cifar10_thresholds": _thresholds,
+        "few_images_rates": _few_rates,
     }
-    parts = [text.INTRODUCTION]
+    parts = [text.INTRODUCTION, _account(results)]
     for name, section in sections.items():
         if name in results:
             parts.append(section(results))
@@ -52,46 +69,40 @@ def page(results: Results) -> str:
     return "\n".join(parts)
 
 
-def accuracy(counts: dict[str, Any]) -> float:
-    """Share of the images whose class comes first."""
-    return counts["top1"] / counts["images"]
+def _account(results: Results) -> str:
+    longest = seeds(results.get("cifar10_headline", {}))
+    sweep, few = (results.get(name, {}) for name in ("cifar10_bits", "few_images"))
 
+    def of(method: str, bits: str) -> list[Run]:
+        if bits in ("1.25", "1.5"):
+            return longest.get((method, "32" if method == "float" else bits), [])
+        name = method if method == "float" else f"{method}-{bits}"
+        return [sweep[name]] if name in sweep else []
 
-def interval(counts: dict[str, Any]) -> float:
-    """Half of the 95 % interval of `accuracy`, by the normal approximation."""
-    share = accuracy(counts)
-    return 1.96 * math.sqrt(share * (1 - share) / counts["images"])
+    def of_few(network: str, method: str, bits: str) -> list[Run]:
+        name = f"{network}-{method}-{bits}"
+        return [few[name]] if name in few else []
 
-
-def difference(ours: Iterable[Run], theirs: Iterable[Run]) -> tuple[float, float]:
-    """Mean difference in accuracy, image by image, and half of its 95 % interval.
-
-    Args:
-      ours: Runs of one method with different seeds.
-      theirs: Those of another method, on the same test images.
-    """
-    means = []
-    for runs in (ours, theirs):
-        bits = [_right(run) for run in runs]
-        means.append(np.mean(bits, axis=0))
-    gaps = means[0] - means[1]
-    spread = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
-    return float(np.mean(gaps)), 1.96 * spread
-
-
-def seeds(runs: dict[str, Run]) -> dict[tuple[str, str], list[Run]]:
-    """The headline's runs METHOD-BITS-SEED, by method and bits."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for name, run in runs.items():
-        method, bits, _ = name.split("-")
-        groups.setdefault((method, bits), []).append(run)
-    return groups
-
-
-def _right(run: Run) -> np.ndarray:
-    """Whether each test image was right, 0 or 1."""
-    packed = np.frombuffer(base64.b64decode(run["right"]), np.uint8)
-    return np.unpackbits(packed, count=run["test"]["images"]).astype(np.float64)
+    bits = [f"{b:g}" for b in BITS]
+    rows = [
+        [f"{TITLES[a]} - {TITLES[b]}", paper, *(_gap(of(a, n), of(b, n)) for n in bits)]
+        for a, b, paper in _CLAIMS
+    ]
+    compared = _table(["points", "paper", *(f"{b} bits" for b in bits)], rows)
+    bits = ["1.5", "2", "3", "4"]
+    rows = [
+        [
+            f"{network}: SSVQ - {TITLES[other]}",
+            paper,
+            *(
+                _gap(of_few(network, "ssvq", n), of_few(network, other, n))
+                for n in bits
+            ),
+        ]
+        for network, other, paper in _FEW_CLAIMS
+    ]
+    header = ["points", "paper", *(f"{b} bits" for b in bits)]
+    return text.ACCOUNT.format(compared=compared, few=_table(header, rows))
 
 
 def _float(results: Results) -> str:
@@ -120,10 +131,6 @@ def _headline(results: Results) -> str:
             if key not in groups:
                 continue
             own = groups[key]
-            gap = ""
-            if key[0] != "vq" and ("vq", bits) in groups:
-                mean, half = difference(own, groups["vq", bits])
-                gap = f"{100 * mean:+.2f} ± {100 * half:.2f}"
             tests = [100 * accuracy(run["test"]) for run in own]
             rows.append(
                 [
@@ -133,7 +140,7 @@ def _headline(results: Results) -> str:
                     _percent(own[0]["before"]),
                     f"{np.mean(tests):.2f}",
                     " ".join(f"{x:.2f}" for x in tests),
-                    gap,
+                    "" if key[0] == "vq" else _gap(own, groups.get(("vq", bits), [])),
                     _share(own, "flipped"),
                     _share(own, "frozen"),
                     _PAPER.get(key, ""),
@@ -196,11 +203,11 @@ def _ablation(results: Results) -> str:
         )
     by_epochs = _table(["epochs", "1", "3", "10"], rows)
     rows = []
-    for checks, interval, majority, average in _INTERVALS:
+    for checks, steps, majority, average in _INTERVALS:
         found = [runs.get(f"interval-{checks}-{d}") for d in ("majority", "average")]
         if found[0] is None:
             found[0] = usual.get("frozen-1.5")
-        rows.append([checks, *map(tested, found), interval, majority, average])
+        rows.append([checks, *map(tested, found), steps, majority, average])
     header = ["freezings", "majority", "average", "paper: interval", "majority"]
     by_interval = _table([*header, "average"], rows)
     rows = []
@@ -292,17 +299,32 @@ def _few_images(results: Results) -> str:
 
 def _rates(results: Results) -> str:
     runs = results["cifar10_rates"]
+    header = ["method", "rates", "validation, %"]
+    table = _table(header, _best_marked(runs, "top1"))
+    return _filled(text.RATES, "cifar10_rates", runs, table=table)
+
+
+def _few_rates(results: Results) -> str:
+    runs = results["few_images_rates"]
+    rows = [
+        [*row, f"{run['curve'][-1]['loss']:.2f}"]
+        for row, run in zip(_best_marked(runs, "agreement"), runs.values(), strict=True)
+    ]
+    table = _table(["method", "rates", "same, %", "loss in the last epoch"], rows)
+    return _filled(text.FEW_RATES, "few_images_rates", runs, table=table)
+
+
+def _best_marked(runs: dict[str, Run], by: str) -> list[list[str]]:
+    """Method, rates and share of the validation images of runs METHOD-RATE[-RATE]."""
     rows = []
     for name, run in runs.items():
         method, *rates = name.split("-")
-        own = _of(runs, method)
-        best = max(x["validation"]["top1"] for x in own)
-        mark = " (best)" if run["validation"]["top1"] == best else ""
-        rows.append(
-            [TITLES[method], " / ".join(rates), _percent(run["validation"]) + mark]
-        )
-    header = ["method", "rates", "validation, %"]
-    return _filled(text.RATES, "cifar10_rates", runs, table=_table(header, rows))
+        best = max(x["validation"][by] for x in _of(runs, method))
+        share = 100 * run["validation"][by] / run["validation"]["images"]
+        mark = " (best)" if run["validation"][by] == best else ""
+        title = TITLES.get(method, method.upper())
+        rows.append([title, " / ".join(rates), f"{share:.2f}{mark}"])
+    return rows
 
 
 def _masks(results: Results) -> str:
@@ -353,6 +375,14 @@ def _filled(template: str, config: str, runs: dict[str, Run], **values: Any) -> 
 def _of(runs: dict[str, Run], method: str) -> list[Run]:
     """The runs of one method, whose names start with it."""
     return [run for name, run in runs.items() if name.split("-")[0] == method]
+
+
+def _gap(ours: Sequence[Run], theirs: Sequence[Run]) -> str:
+    """`difference` in points; nothing where there is nothing to compare."""
+    if not ours or not theirs:
+        return ""
+    mean, half = difference(ours, theirs)
+    return f"{100 * mean:+.2f} ± {100 * half:.2f}"
 
 
 def _percent(counts: dict[str, Any]) -> str:

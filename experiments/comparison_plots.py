@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.comparison_page import accuracy, interval, seeds
+from experiments.comparison_numbers import accuracy, interval, seeds
 from experiments.methods import BITS, TITLES
 
 _METHODS = [method for method in TITLES if method != "float"]

@@ -100,9 +100,11 @@ def at(bits: float) -> list[str]:
 def best(config: str, method: str) -> dict[str, Any]:
     """The run of a method that is best on the validation split.
 
+    By the images that are right, or without labels by agreement with the float network.
+
     Args:
       config: Name of a config whose results have been written.
-      method: One of `TITLES`; runs are called `METHOD-...`.
+      method: What the names of its runs start with, `METHOD-...`.
 
     Returns:
       The description of its experiment.
@@ -121,12 +123,17 @@ def best(config: str, method: str) -> dict[str, Any]:
     own = [run for name, run in runs.items() if name.split("-")[0] == method]
     if not own:
         raise SystemExit(f"{path}: no run of {method}; there are {', '.join(runs)}")
-    return max(own, key=lambda run: run["validation"]["top1"])["experiment"]
+
+    def success(run):
+        by = "agreement" if run["experiment"]["distill"] else "top1"
+        return run["validation"][by]
+
+    return max(own, key=success)["experiment"]
 
 
-def tuned_rates(method: str) -> dict[str, Any]:
-    """The learning rates of `configs/cifar10_rates.py` that are best for a method."""
-    tuned = best("cifar10_rates", "learned" if method == "frozen" else method)
+def tuned_rates(method: str, config: str = "cifar10_rates") -> dict[str, Any]:
+    """The learning rates that are best for a method; arguments as of `best`."""
+    tuned = best(config, "learned" if method == "frozen" else method)
     names = ("rate", "codebook_rate", "sign_rate")
     return {name: tuned["optimization"][name] for name in names}
 

@@ -4,7 +4,7 @@ python -m experiments.compress experiments/configs/cifar10_mvq.py \
     --data-dir DIR --results experiments/results
 
 Needs the float network of deit_96_cifar10.py. Three runs of a minute on 2 CPU cores.
-The best of them is what `experiments/methods.py` has.
+4 of 6 is best, by a point (70.8 %): what `experiments/methods.py` has.
 """
 
 import dataclasses

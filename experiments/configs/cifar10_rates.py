@@ -6,7 +6,8 @@ python -m experiments.compress experiments/configs/cifar10_rates.py \
 Needs the float network of deit_96_cifar10.py. 48 runs of about a minute on 2 CPU cores.
 The best ones are what all other comparisons on CIFAR-10 take. Each method has nine: of
 codebooks, or steps, and of all that is not compressed; with learned signs, of signs and
-of the rest.
+of the rest. The best of each, in %: UQ 72.8, VQ 72.0, MVQ 70.8, SSVQ 71.1 with fixed
+signs and 73.1 with learned ones, float 74.4.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ python -m experiments.compress experiments/configs/cifar10_thresholds.py \
     --data-dir DIR --results experiments/results
 
 Needs the results of cifar10_rates.py. Four runs of four minutes on 2 CPU cores.
+From 0.1 to 0.01 is best, by half a point (74.0 %).
 """
 
 import dataclasses

@@ -8,13 +8,16 @@ the last 300 test, by labels and by agreement with the float network. There is o
 per class: none of the test images' classes is among the 700. The networks may have seen
 all of them in training. MobileNet-V2's weights are 8-bit already: an 8-bit
 baseline, no float one. Depthwise kernels and the stem, 2 to 4 % of the weights, are
-quantised uniformly to 8 bits everywhere. 24 runs of five minutes on 2 CPU cores.
+quantised uniformly to 8 bits everywhere. Needs the results of few_images_rates.py. 24
+runs of five minutes on 2 CPU cores.
 """
+
+from typing import Any
 
 import ssvq_jax as ssvq
 from experiments.augmentation import Augmentation
 from experiments.config import Compression, Data, Experiment, Freezing, Optimization
-from experiments.methods import convolutional
+from experiments.methods import convolutional, tuned_rates
 from experiments.models.zoo import NETWORKS
 
 DATA = Data(
@@ -40,25 +43,33 @@ CODECS = {
 }
 
 
+def matching(
+    network: str, name: str, rates: dict[str, Any], data: Data = DATA
+) -> Experiment:
+    """Five epochs of matching a float network's outputs.
+
+    Args:
+      network: One of `NETS`.
+      name: One of `CODECS`.
+      rates: Learning rates.
+      data: Its images.
+    """
+    freezing = Freezing(checks=10) if name.startswith("ssvq") else None
+    return Experiment(
+        network=NETWORKS[network],
+        data=data,
+        optimization=Optimization(epochs=5, batch=50, **rates),
+        weights=f"../shared/models/{network}.safetensors",
+        compression=Compression(rules=convolutional(CODECS[name]), freezing=freezing),
+        distill=True,
+    )
+
+
 def runs() -> dict[str, Experiment]:
-    """Every network with every method; fewest bits first."""
+    """NETWORK-METHOD-BITS, fewest bits first."""
     found = {}
-    for name, codec in CODECS.items():
+    for name in CODECS:
+        rates = tuned_rates(name.split("-")[0], "few_images_rates")
         for network in NETS:
-            rules = convolutional(codec)
-            freezing = Freezing(checks=10) if name.startswith("ssvq") else None
-            found[f"{network}-{name}"] = Experiment(
-                network=NETWORKS[network],
-                data=DATA,
-                optimization=Optimization(
-                    epochs=5,
-                    batch=50,
-                    rate=1e-4,
-                    codebook_rate=3e-4,
-                    sign_rate=3e-4,
-                ),
-                weights=f"../shared/models/{network}.safetensors",
-                compression=Compression(rules=rules, freezing=freezing),
-                distill=True,
-            )
+            found[f"{network}-{name}"] = matching(network, name, rates)
     return found

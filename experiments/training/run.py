@@ -267,21 +267,28 @@ class _Run:
     def _counts(
         self, prediction: evaluation.Prediction | None, which: str
     ) -> dict[str, float]:
-        """Counts by name; of the test split, agreement with the float network too."""
+        """Counts by name; agreement with the float network too, where there is one."""
         if prediction is None:
             return {}
         counts = prediction.counts()
-        if which == "test" and self.experiment.weights is not None:
-            same = prediction.predicted == self._float_classes
+        if self.experiment.weights is not None:
+            same = prediction.predicted == self._float_classes[which]
             counts["agreement"] = int(np.sum(same))
         return {f"{which}_{name}": value for name, value in counts.items()}
 
     @functools.cached_property
-    def _float_classes(self) -> np.ndarray:
-        """The classes that the network finds in the test split with float weights."""
-        split: Any = self.experiment.data.test
-        program = self.program
-        return self._predictions(program.params, program.statistics, split).predicted
+    def _float_classes(self) -> dict[str, np.ndarray]:
+        """The classes that the network finds with float weights, of either split."""
+        own, source = (
+            (self.program.params, self.program.statistics),
+            self.experiment.data,
+        )
+        splits = {"validation": source.validation, "test": source.test}
+        return {
+            which: self._predictions(*own, split).predicted
+            for which, split in splits.items()
+            if split is not None
+        }
 
     def _predictions(
         self, params: Any, statistics: Any, split: str

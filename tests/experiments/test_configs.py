@@ -14,7 +14,7 @@ from flax import nnx
 from rich.console import Console
 
 import ssvq_jax as ssvq
-from experiments import comparison, comparison_page, config, dominance, methods
+from experiments import comparison, comparison_numbers, config, dominance, methods
 from experiments.config import Experiment
 from experiments.models import checkpoint
 from experiments.models.depthwise import DepthwiseConv
@@ -58,7 +58,7 @@ def _compressed(params, experiment):
 
 
 def test_only_learning_rates_are_chosen_without_the_test_split():
-    for name in ("cifar10_rates", "cifar10_thresholds"):
+    for name in ("cifar10_rates", "cifar10_thresholds", "few_images_rates"):
         runs = config.load(_CONFIGS / f"{name}.py").values()
         assert all(run.data.test is None and run.data.validation for run in runs)
 
@@ -177,17 +177,25 @@ def _run(**changes):
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
         **{"bits_per_weight": 1.5, "ratio": 21.0, "model_ratio": 18.0, "bytes": 10},
         **{"minutes": 2.0, "command": "python -m x", "flipped": 0.1, "frozen": 0.05},
-        "curve": [{"step": 1, "validation_top1": 400, "flipped": 0.1, "frozen": 0.0}],
+        "curve": [
+            {
+                "step": 1,
+                "loss": 2.5,
+                "validation_top1": 400,
+                "flipped": 0.1,
+                "frozen": 0.0,
+            }
+        ],
         **changes,
     }
 
 
 def test_differences_are_taken_image_by_image():
-    mean, half = comparison_page.difference([_run(top1=510)], [_run(top1=500)])
+    mean, half = comparison_numbers.difference([_run(top1=510)], [_run(top1=500)])
     assert mean == pytest.approx(0.01)
     gaps = np.r_[np.ones(10), np.zeros(990)]
     assert half == pytest.approx(1.96 * gaps.std(ddof=1) / 1000**0.5)
-    assert comparison_page.interval({"images": 1000, "top1": 500}) == pytest.approx(
+    assert comparison_numbers.interval({"images": 1000, "top1": 500}) == pytest.approx(
         1.96 * 0.5 / 1000**0.5
     )
 
@@ -202,6 +210,7 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
         "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
         "few_images": ["mobilenet_v2_100-vq-1.5", "efficientnet_lite0-uniform-2"],
+        "few_images_rates": ["ssvq-0.001-0.001", "ssvq-0.001-0.003"],
         "cifar10_mvq": ["mvq-4of8"],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
         "cifar10_thresholds": ["frozen-0.1"],

@@ -1,0 +1,43 @@
+"""Learning rates of few_images.py, for EfficientNet-Lite0 at 1.5 bits (UQ at 2).
+
+python -m experiments.compress experiments/configs/few_images_rates.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+Of the 700 images without labels, 500 to match the float network on and 200 to choose
+by, by agreement with it. Five pairs of rates for each method: of all that is not
+compressed, and of codebooks, steps or signs (whose codebooks have the first). 20 runs
+of three minutes on 2 CPU cores.
+"""
+
+import dataclasses
+
+from experiments.config import Experiment
+from experiments.configs.few_images import DATA, NETS, matching
+
+_DATA = dataclasses.replace(
+    DATA, train="validation[:500]", validation="validation[500:700]", test=None
+)
+_ALIKE = ((3e-4, 3e-4), (1e-3, 1e-3), (3e-3, 3e-3))
+# Beside those alike, two around the best of them.
+_PAIRS = {
+    "vq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
+    "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
+    "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4)),
+    "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3)),
+}
+
+
+def runs() -> dict[str, Experiment]:
+    """METHOD-RATE-RATE."""
+    found = {}
+    for name, pairs in _PAIRS.items():
+        method = name.split("-")[0]
+        for rate, second in pairs:
+            rates = {
+                "rate": rate,
+                "codebook_rate": rate if method == "ssvq" else second,
+                "sign_rate": second,
+            }
+            run = matching(NETS[0], name, rates, _DATA)
+            found[f"{method}-{rate:g}-{second:g}"] = run
+    return found
