@@ -60,7 +60,9 @@ def page(results: Results) -> str:
         "cifar10_thresholds": _thresholds,
         "few_images_rates": _few_rates,
     }
-    parts = [text.INTRODUCTION, _account(results)]
+    parts = [text.INTRODUCTION]
+    if {"cifar10_headline", "cifar10_bits", "few_images"} <= results.keys():
+        parts.append(_account(results))
     for name, section in sections.items():
         if name in results:
             parts.append(section(results))
@@ -70,8 +72,8 @@ def page(results: Results) -> str:
 
 
 def _account(results: Results) -> str:
-    longest = seeds(results.get("cifar10_headline", {}))
-    sweep, few = (results.get(name, {}) for name in ("cifar10_bits", "few_images"))
+    longest = seeds(results["cifar10_headline"])
+    sweep, few = results["cifar10_bits"], results["few_images"]
 
     def of(method: str, bits: str) -> list[Run]:
         if bits in ("1.25", "1.5"):
