@@ -77,7 +77,8 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         "ratio to float32, whole model": f"{report.model.ratio:.1f}",
         "images": f"{source.name} {source.train}"
         + (f", {images:,}" if images else " (missing)"),
-        "steps": (f"{steps:,} of" if images else "of") + f" {options.batch} images",
+        "steps": (f"{steps:,}" if images else f"those of {options.epochs:g} epochs")
+        + f", {options.batch} images each",
         "devices": f"{devices.mesh.size} ({devices.parallel})",
         "FLOPs per step and device": f"{cost['flops']:.3e}",
         "memory per device, MB: state and batch": _megabytes(
