@@ -279,13 +279,12 @@ class _Run:
     @functools.cached_property
     def _float_classes(self) -> dict[str, np.ndarray]:
         """The classes that the network finds with float weights, of either split."""
-        own, source = (
-            (self.program.params, self.program.statistics),
-            self.experiment.data,
-        )
+        program, source = self.program, self.experiment.data
         splits = {"validation": source.validation, "test": source.test}
         return {
-            which: self._predictions(*own, split).predicted
+            which: self._predictions(
+                program.params, program.statistics, split
+            ).predicted
             for which, split in splits.items()
             if split is not None
         }
