@@ -182,35 +182,42 @@ def _ablation(results: Results) -> str:
         results.get(name, {}) for name in ("cifar10_bits", "cifar10_headline")
     )
 
-    def tested(run: Run | None) -> str:
-        return "" if run is None else _percent(run["test"])
+    def tested(found: list[Run]) -> str:
+        return _percent(found[0]["test"]) if found else ""
 
     rows = []
     for method in ("vq", *SIGNED):
-        found = runs.get(f"epochs-1-{method}"), usual.get(f"{method}-1.5")
-        rows.append(
-            [TITLES[method], *map(tested, (*found, longest.get(f"{method}-1.5-0")))]
-        )
+        name = f"{method}-1.5"
+        short, long = _named(runs, f"epochs-1-{method}"), _named(longest, f"{name}-0")
+        rows.append([TITLES[method], *map(tested, (short, _named(usual, name), long))])
     by_epochs = _table(["epochs", "1", "3", "10"], rows)
     rows = []
-    for checks, steps, majority, average in _INTERVALS:
-        found = [runs.get(f"interval-{checks}-{d}") for d in ("majority", "average")]
-        if found[0] is None:
-            found[0] = usual.get("frozen-1.5")
-        rows.append([checks, *map(tested, found), steps, majority, average])
+    for checks, steps, *papers in _INTERVALS:
+        majority, average = (
+            _named(runs, f"interval-{checks}-{d}") for d in ("majority", "average")
+        )
+        majority = majority or _named(usual, "frozen-1.5")
+        rows.append([checks, tested(majority), tested(average), steps, *papers])
     header = ["freezings", "majority", "average", "paper: interval", "majority"]
     by_interval = _table([*header, "average"], rows)
     rows = []
-    for title, run in (
-        ("as tuned", usual.get("learned-1.5")),
-        ("sign rate / 10", runs.get("sign_rate-0.1")),
-        ("sign rate * 10", runs.get("sign_rate-10")),
-        ("latent scale / 10", runs.get("latent_scale-0.1")),
-        ("latent scale * 10", runs.get("latent_scale-10")),
+    for title, learned, frozen in (
+        ("as tuned", _named(usual, "learned-1.5"), _named(usual, "frozen-1.5")),
+        *(
+            (title, *(_named(runs, f"{name}-{method}") for method in SIGNED[1:]))
+            for title, name in (
+                ("sign rate / 10", "sign_rate-0.1"),
+                ("sign rate * 10", "sign_rate-10"),
+                ("latent scale / 10", "latent_scale-0.1"),
+                ("latent scale * 10", "latent_scale-10"),
+            )
+        ),
     ):
-        flipped = "" if run is None else f"{100 * run['flipped']:.1f}"
-        rows.append([title, tested(run), flipped])
-    by_rate = _table(["SSVQ, learned signs", "tuned, %", "flipped, %"], rows)
+        cells = [tested(learned), _share(learned, "flipped")]
+        cells += [tested(frozen), _share(frozen, "flipped"), _share(frozen, "frozen")]
+        rows.append([title, *cells])
+    header = ["", "learned, %", "flipped", "learned + frozen, %", "flipped", "frozen"]
+    by_rate = _table(header, rows)
     return _filled(
         text.ABLATION,
         "cifar10_ablation",

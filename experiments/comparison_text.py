@@ -78,7 +78,8 @@ How often signs are frozen in a run, and at what. The paper's numbers are for De
 on ImageNet, in 12,500 steps.
 
 {interval}
-The learning rate of the latents, and their scale: only their ratio should count.
+The learning rate of the latents, without and with freezing; and their scale: only their
+ratio should count.
 
 {rate}
 {minutes} minutes: `{command}`.

@@ -3,7 +3,7 @@
 python -m experiments.compress experiments/configs/cifar10_ablation.py \
     --data-dir DIR --results experiments/results
 
-Needs the results of cifar10_rates.py and cifar10_thresholds.py. 15 runs of one to four
+Needs the results of cifar10_rates.py and cifar10_thresholds.py. 17 runs of one to four
 minutes on 2 CPU cores. The unchanged runs are those of cifar10_bits.py, and those of
 ten epochs in cifar10_headline.py.
 """
@@ -36,9 +36,11 @@ def runs() -> dict[str, Experiment]:
             changes = {"checks": checks, "decide": decide}
             if tuned_freezing(**changes) != freezing:
                 add(f"interval-{checks}-{decide}", "frozen", changes=changes)
-    # Of the rate over the scale, only the ratio should count.
+    # Freezing should pay where signs oscillate: at higher rates.
     for factor in (0.1, 10.0):
-        add(f"sign_rate-{factor:g}", "learned", factor=factor)
+        for method in ("learned", "frozen"):
+            add(f"sign_rate-{factor:g}-{method}", method, factor=factor)
+    # Of the rate over the scale, only the ratio should count.
     for scale in (0.1, 10.0):
-        add(f"latent_scale-{scale:g}", "learned", latent_scale=scale)
+        add(f"latent_scale-{scale:g}-learned", "learned", latent_scale=scale)
     return found
