@@ -18,27 +18,29 @@ _COLORS = dict(zip(_METHODS, plt.get_cmap("tab10").colors, strict=False))  # typ
 
 
 def pareto(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Test accuracy against the compression ratio, all methods fine-tuned alike."""
+    """Test accuracy against the compression ratio, fine-tuned alike and before."""
     runs = results["cifar10_bits"]
-    figure, axis = plt.subplots(figsize=(7, 4.5))
-    for method in _METHODS:
-        own = [runs[f"{method}-{b:g}"] for b in BITS if f"{method}-{b:g}" in runs]
-        ratios = [run["ratio"] for run in own]
-        found = [100 * accuracy(run["test"]) for run in own]
-        spans = [100 * interval(run["test"]) for run in own]
-        color = _COLORS[method]
-        axis.errorbar(
-            ratios, found, spans, color=color, marker="o", label=TITLES[method]
-        )
-        before = [100 * accuracy(run["before"]) for run in own]
-        axis.plot(ratios, before, ":", color=color, marker=".", alpha=0.6)
-    if "float" in runs:
-        level = 100 * accuracy(runs["float"]["test"])
-        axis.axhline(level, color="black", lw=1, label="float32 fine-tuned alike")
-    axis.set(xlabel="compression ratio of the kernels", ylabel="test accuracy, %")
-    axis.set_title("CIFAR-10, DeiT 96 wide: 3 epochs (dotted: before fine-tuning)")
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    for axis, when in zip(axes, ("test", "before"), strict=True):
+        for method in _METHODS:
+            own = [runs[f"{method}-{b:g}"] for b in BITS if f"{method}-{b:g}" in runs]
+            axis.errorbar(
+                [run["ratio"] for run in own],
+                [100 * accuracy(run[when]) for run in own],
+                [100 * interval(run[when]) for run in own],
+                color=_COLORS[method],
+                marker="o",
+                capsize=3,
+                label=TITLES[method],
+            )
+        if "float" in runs:
+            level = 100 * accuracy(runs["float"][when])
+            axis.axhline(level, color="black", lw=1, label="float32")
+        axis.set(xlabel="compression ratio of the kernels", ylabel="test accuracy, %")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    axes[0].set_title("three epochs of fine-tuning")
+    axes[1].set_title("before fine-tuning")
     _save(figure, path)
 
 
