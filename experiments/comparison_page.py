@@ -89,7 +89,15 @@ def _account(results: Results) -> str:
         for i, net in enumerate(("efficientnet_lite0", "mobilenet_v2_100"))
         for b, *papers in _FEW_CLAIMS
     ]
+
+    def lost(bits: str) -> str:
+        mean, _ = difference(longest["float", "32"], longest["vq", bits])
+        return f"{100 * mean:.1f}"
+
     return text.ACCOUNT.format(
+        vq_more=lost("1.5"),
+        vq_fewer=lost("1.25"),
+        frozen=_share(longest["frozen", "1.5"], "frozen"),
         compared=table(compared, ours, [f"{b:g}" for b in BITS]),
         few=table(matched, few, ["1.5", "2", "3", "4"]),
     )
