@@ -86,7 +86,7 @@ def _account(results: Results) -> str:
     compared = [(f"{TITLES[a]} - {TITLES[b]}", a, b, paper) for a, b, paper in _CLAIMS]
     matched = [
         (f"{net}: SSVQ - {TITLES[b]}", f"{net}-ssvq", f"{net}-{b}", papers[i])
-        for i, net in enumerate(("efficientnet_lite0", "mobilenet_v2_100"))
+        for i, net in enumerate(("efficientnet_lite0", "mobilenet_v2_100_unfolded"))
         for b, *papers in _FEW_CLAIMS
     ]
 

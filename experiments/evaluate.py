@@ -39,6 +39,7 @@ Name = Literal[
     "efficientnet_lite1",
     "efficientnet_lite2",
     "mobilenet_v2_100",
+    "mobilenet_v2_100_unfolded",
     "mobilenetv2_100",
     "mobilenet_v1_025",
 ]

@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 
 from experiments.config import Experiment
-from experiments.configs.few_images import DATA, NETS, matching
+from experiments.configs.few_images import DATA, matching
 
 _DATA = dataclasses.replace(
     DATA, train="validation[:500]", validation="validation[500:700]", test=None
@@ -42,6 +42,6 @@ def runs() -> dict[str, Experiment]:
                 "sign_rate": second,
             }
             shown = (np.format_float_positional(x, trim="-") for x in (rate, second))
-            run = matching(NETS[0], name, rates, _DATA)
+            run = matching("efficientnet_lite0", name, rates, _DATA)
             found["-".join((method, *shown))] = run
     return found

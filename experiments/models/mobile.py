@@ -90,6 +90,7 @@ ARCHITECTURES = {
     "efficientnet_lite1": Architecture(_scaled(1.0, 1.1), 240),
     "efficientnet_lite2": Architecture(_scaled(1.1, 1.2), 260),
     "mobilenet_v2": Architecture(_MOBILENET_V2, batch_norm=None),
+    "mobilenet_v2_unfolded": Architecture(_MOBILENET_V2),
     "mobilenetv2_100": Architecture(
         _MOBILENET_V2, batch_norm=1e-5, padding="symmetric"
     ),

@@ -67,6 +67,7 @@ _NETWORKS = (
         for i in range(3)
     ),
     _mobile("mobilenet_v2_100", "mobilenet_v2"),
+    _mobile("mobilenet_v2_100_unfolded", "mobilenet_v2_unfolded"),
     _mobile("mobilenetv2_100", "mobilenetv2_100", **_IMAGENET),  # timm's own
     Network("mobilenet_v1_025", lambda rngs: mobile.MobileNetV1(1000, rngs=rngs), 224),
 )

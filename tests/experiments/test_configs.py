@@ -209,7 +209,10 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
         ],
         "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
-        "few_images": ["mobilenet_v2_100-vq-1.5", "efficientnet_lite0-uniform-2"],
+        "few_images": [
+            "mobilenet_v2_100_unfolded-vq-1.5",
+            "efficientnet_lite0-uniform-2",
+        ],
         "few_images_rates": ["ssvq-0.001-0.001", "ssvq-0.001-0.003"],
         "cifar10_mvq": ["mvq-4of8"],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],

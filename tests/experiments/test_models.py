@@ -1,5 +1,7 @@
 """The networks against what is known of their checkpoints."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,9 @@ import sklearn.datasets
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import data, evaluate
-from experiments.models import depthwise
-from experiments.models.checkpoint import load
+from experiments import data, evaluate, unfold
+from experiments.models import depthwise, mobile
+from experiments.models.checkpoint import load, save
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import NETWORKS, crop
 from tests.shared import shared
@@ -136,3 +138,34 @@ def test_patches_tokens_and_heads():
     model = DeiT(config, rngs=nnx.Rngs(0))
     assert model.pos_embed.shape == (1, 5, 12)
     assert model(jnp.ones((2, 8, 8, 3))).shape == (2, 5)
+
+
+def test_unfolded_batch_norms_change_nothing(tmp_path, rng):
+    stages = (mobile.Stage(1, 3, 1, 1, 8), mobile.Stage(2, 3, 2, 6, 12))
+    architecture = mobile.Architecture(stages, 16, batch_norm=None)
+    folded = mobile.InvertedResidualNet(architecture, 5, rngs=nnx.Rngs(0))
+    for path, value in nnx.to_flat_state(nnx.state(folded, nnx.Param)):
+        if path[-1] == "bias":
+            value[...] = jnp.asarray(rng.normal(size=value.shape), "f4")
+    folded.conv_stem.kernel[..., 3] = 0
+    images = jnp.asarray(rng.normal(size=(8, 16, 16, 3)), "f4")
+    save(
+        tmp_path / "unfolded.safetensors",
+        *unfold.unfold(folded, [images[:4], images[4:]]),
+    )
+    architecture = dataclasses.replace(architecture, batch_norm=1e-3)
+    unfolded = mobile.InvertedResidualNet(architecture, 5, rngs=nnx.Rngs(1))
+    load(unfolded, tmp_path / "unfolded.safetensors")
+
+    stem = np.asarray(folded.conv_stem(images))
+    np.testing.assert_allclose(
+        unfolded.bn1.bias[...], stem.mean(axis=(0, 1, 2)), atol=1e-5
+    )
+    kernel = np.asarray(unfolded.blocks[1][0].conv_pw.kernel)
+    norms = np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
+    np.testing.assert_allclose(norms, norms.mean(), rtol=1e-5)
+    expected = folded(images)
+    unfolded.eval()
+    np.testing.assert_allclose(unfolded(images), expected, atol=1e-4)
+    unfolded.train()  # by moments of the same images
+    np.testing.assert_allclose(unfolded(images), expected, atol=1e-4)
