@@ -1,12 +1,14 @@
-"""The headline: 1.5 and 1.25 bits, the paper's 10 epochs, 3 seeds.
+"""The headline: 1.5 bits, the paper's 10 epochs, 3 seeds; and 1.25 bits with one.
 
 python -m experiments.compress experiments/configs/cifar10_headline.py \
     --data-dir DIR --results experiments/results
 
 At 1.5 bits VQ costs less than three points here, so the same at 1.25. Beside it, with
 one seed: the float network, uniform quantization at 2 bits, its least, and MVQ. Needs
-the results of cifar10_rates.py and cifar10_thresholds.py. 28 runs of seven minutes on 2
-CPU cores, those of the first seed first.
+the results of cifar10_rates.py and cifar10_thresholds.py. 20 runs of seven minutes on 2
+CPU cores, those of the first seed first. Test accuracy with the first seed there, at
+1.5 and 1.25 bits: VQ 72.3 and 71.3 %; SSVQ with fixed signs 71.5 and 69.2, with learned
+ones 74.3 and 73.9; float 74.7.
 """
 
 from experiments.config import Experiment
@@ -21,7 +23,7 @@ def runs() -> dict[str, Experiment]:
         for seed in range(3)
         for bits in (1.5, 1.25)
         for method in at(bits)
-        if seed == 0 or method in ("vq", *SIGNED)
+        if seed == 0 or (bits == 1.5 and method in ("vq", *SIGNED))
     ]
     return {
         f"{method}-{bits:g}-{seed}": fine_tuning(
