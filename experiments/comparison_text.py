@@ -143,9 +143,9 @@ epochs; 300 held out. "Same" is agreement with the float network's first class; 
 and the stem to 8 bits; the ratio is the whole network's. The networks may have seen all
 these images in training, and MobileNet-V2's weights are 8-bit already: an 8-bit
 baseline, no float one. Its batch norms had been folded; it got some with the moments of
-the 700 images (`python -m experiments.unfold`), as without any all methods end at
-chance at 2 bits and less. There is one image per class: none of the classes tested is
-among the 700. 300 images: ± 5 points. Rates are those that are best for EfficientNet.
+the 700 images (`python -m experiments.unfold`), as without any VQ, MVQ and SSVQ end at
+chance at 1.5 bits. There is one image per class: none of the classes tested is among
+the 700. 300 images: ± 5 points. Rates are those that are best for EfficientNet.
 
 {tables}
 {minutes} minutes: `{command}`.

@@ -9,8 +9,8 @@ The float network's outputs are matched on the first 700 images of `imagenet_sam
 the last 300 test, by labels and by agreement with the float network. There is one image
 per class: none of the test images' classes is among the 700. The networks may have seen
 all of them in training. MobileNet-V2's weights are 8-bit already: an 8-bit baseline, no
-float one. Its batch norms were folded; without any, all methods end at chance at 2 bits
-and less, so it gets them back first. Depthwise kernels and the stem, 2 to 4 % of the
+float one. Its batch norms were folded; without any, VQ, MVQ and SSVQ end at chance at
+1.5 bits, so it gets them back first. Depthwise kernels and the stem, 2 to 4 % of the
 weights, are quantised uniformly to 8 bits everywhere. Needs the results of
 few_images_rates.py. 24 runs of five minutes on 2 CPU cores.
 """

@@ -141,7 +141,7 @@ def test_patches_tokens_and_heads():
 
 
 def test_unfolded_batch_norms_change_nothing(tmp_path, rng):
-    stages = (mobile.Stage(1, 3, 1, 1, 8), mobile.Stage(2, 3, 2, 6, 12))
+    stages = (mobile.Stage(1, 3, 1, 1, 8), mobile.Stage(1, 3, 2, 6, 12))
     architecture = mobile.Architecture(stages, 16, batch_norm=None)
     folded = mobile.InvertedResidualNet(architecture, 5, rngs=nnx.Rngs(0))
     for path, value in nnx.to_flat_state(nnx.state(folded, nnx.Param)):
