@@ -26,6 +26,7 @@ from rich.progress import track
 from experiments import data
 from experiments.evaluate import load
 from experiments.models import checkpoint
+from experiments.models.mobile import ARCHITECTURES
 from experiments.models.zoo import NETWORKS, crop
 
 # Convolutions of a block, or around all of them, in the order of bn1, bn2 and bn3.
@@ -68,14 +69,16 @@ def main(options: Options) -> int:
         network.normalize(batch["image"])
         for batch in track(batches, "reading images", steps)
     )
-    params, statistics = unfold(load(network, options.weights), inputs)
+    epsilon = ARCHITECTURES["mobilenet_v2_unfolded"].batch_norm
+    assert epsilon is not None
+    params, statistics = unfold(load(network, options.weights), inputs, epsilon)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(options.output, params, statistics)
     print(f"wrote {options.output}")
     return 0
 
 
-def unfold(model: Any, batches: Any, epsilon: float = 1e-3) -> tuple[Any, Any]:
+def unfold(model: Any, batches: Any, epsilon: float) -> tuple[Any, Any]:
     """Parameters and statistics of a network that has batch norms and does the same.
 
     Every output channel of a convolution gets a kernel of the layer's mean norm; the
@@ -84,7 +87,7 @@ def unfold(model: Any, batches: Any, epsilon: float = 1e-3) -> tuple[Any, Any]:
     Args:
       model: `InvertedResidualNet` whose batch norms are folded into the convolutions.
       batches: Its inputs, `(batch, height, width, 3)` each.
-      epsilon: That of the batch norms.
+      epsilon: That of the batch norms to be.
 
     Returns:
       Nested dicts, as `nnx.to_pure_dict` gives them.
