@@ -1,7 +1,8 @@
 """The accelerator's report as a page: its text, and its tables from the results."""
 
-from collections.abc import Sequence
 from typing import Any
+
+from experiments import markdown
 
 
 def page(results: dict[str, Any]) -> str:
@@ -22,7 +23,7 @@ def page(results: dict[str, Any]) -> str:
         ]
         for r in results["decoder"]
     ]
-    sections.append(_DECODER.format(table=_table(header, rows)))
+    sections.append(_DECODER.format(table=markdown.table(header, rows)))
     kinds = ("weights", "codes", "signs", "masks", "codebooks")
     rows = [
         [
@@ -34,7 +35,7 @@ def page(results: dict[str, Any]) -> str:
         for name, x in results["bytes"].items()
     ]
     header = ["weights as", *kinds, "all bytes", "speed-up"]
-    sections.append(_CODEBOOKS.format(table=_table(header, rows)))
+    sections.append(_CODEBOOKS.format(table=markdown.table(header, rows)))
     sections.append(_energy_section(results["energy"]))
     rows = [
         [
@@ -57,12 +58,14 @@ def page(results: dict[str, Any]) -> str:
         "energy",
         "used",
     ]
-    sections.append(_MODELS.format(table=_table(header, rows)))
+    sections.append(_MODELS.format(table=markdown.table(header, rows)))
     rows = [
         [f"`{name}`", value if isinstance(value, str | bool) else f"{value:g}", source]
         for name, value, source in results["config"]
     ]
-    sections.append(_MACHINE.format(table=_table(["value", "", "source"], rows)))
+    sections.append(
+        _MACHINE.format(table=markdown.table(["value", "", "source"], rows))
+    )
     single, sweep = results["single_seconds"], results["sweep_seconds"]
     count = len(results["sweep"]) * len(results["bytes"])
     sections.append(
@@ -86,11 +89,11 @@ def _where(sweep: list[dict[str, Any]], ours: str) -> str:
         rows.append([f"{size} x {size}", *speedups, text])
     rates = [f"{rate:g}" for rate in sorted({row["rate"] for row in sweep})]
     header = ["array", *rates, "3x, bytes per cycle"]
-    return _WHERE.format(table=_table(header, rows))
+    return _WHERE.format(table=markdown.table(header, rows))
 
 
 def _bounds(rows: list[dict[str, Any]]) -> str:
-    table = _table(
+    table = markdown.table(
         [
             "bytes per cycle",
             "bound",
@@ -130,12 +133,7 @@ def _energy_section(energy: dict[str, Any]) -> str:
     ratios = ", ".join(
         f"{ratio:.2f} at {pj} pJ per bit" for pj, ratio in energy["ratios"].items()
     )
-    return _ENERGY.format(table=_table(header, rows), ratios=ratios)
-
-
-def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return _ENERGY.format(table=markdown.table(header, rows), ratios=ratios)
 
 
 _INTRODUCTION = """\

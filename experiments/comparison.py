@@ -48,10 +48,14 @@ def main(options: Options) -> int:
             results[name] = json.loads(path.read_text())
         else:
             print(f"{path} is missing; its section is left out")
-    if "cifar10_bits" in results:
-        comparison_plots.pareto(options.results / "pareto.png", results)
-    if "cifar10_headline" in results:
-        comparison_plots.curves(options.results / "curves.png", results)
+    plots = {
+        "cifar10_bits": ("pareto", comparison_plots.pareto),
+        "cifar10_headline": ("curves", comparison_plots.curves),
+        "few_images": ("few_images", comparison_plots.few_images),
+    }
+    for name, (plot, draw) in plots.items():
+        if name in results:
+            draw(options.results / f"{plot}.png", results)
     page = options.results / "README.md"
     page.write_text(comparison_page.page(results))
     print(f"wrote {page}")

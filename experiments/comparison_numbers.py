@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,30 @@ def difference(ours: Iterable[Run], theirs: Iterable[Run]) -> tuple[float, float
     gaps = means[0] - means[1]
     spread = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
     return float(np.mean(gaps)), 1.96 * spread
+
+
+def percent(counts: dict[str, Any]) -> str:
+    """`accuracy` in a table."""
+    return f"{100 * accuracy(counts):.2f}"
+
+
+def gap(ours: Sequence[Run], theirs: Sequence[Run]) -> str:
+    """`difference` in points; nothing where there is nothing to compare."""
+    if not ours or not theirs:
+        return ""
+    mean, half = difference(ours, theirs)
+    return f"{100 * mean:+.2f} ± {100 * half:.2f}"
+
+
+def share(runs: Sequence[Run], name: str) -> str:
+    """The mean of a share that runs have; nothing where none does."""
+    found = [run[name] for run in runs if name in run]
+    return f"{100 * np.mean(found):.1f} %" if found else ""
+
+
+def named(runs: dict[str, Run], name: str) -> list[Run]:
+    """The run of a name alone; none where it is missing."""
+    return [runs[name]] if name in runs else []
 
 
 def seeds(runs: dict[str, Run]) -> dict[tuple[str, str], list[Run]]:

@@ -1,12 +1,22 @@
 """The comparison as a page: its tables, from the results."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import comparison_text as text
-from experiments.comparison_numbers import Run, accuracy, difference, interval, seeds
+from experiments import markdown
+from experiments.comparison_account import account
+from experiments.comparison_numbers import (
+    Run,
+    accuracy,
+    gap,
+    interval,
+    named,
+    percent,
+    seeds,
+    share,
+)
 from experiments.methods import BITS, SIGNED, TITLES
 
 Results = dict[str, dict[str, Any]]
@@ -25,18 +35,6 @@ _PAPER = {
     ("learned", "1.5"): "~54",
     ("frozen", "1.5"): "61.9",
 }
-# One method against another, and the paper's points between them at 1.5 bits.
-_CLAIMS = (
-    ("vq", "float", "-25"),
-    ("fixed", "vq", "0"),
-    ("learned", "vq", "+7"),
-    ("frozen", "learned", "+8"),
-    ("frozen", "vq", "+15"),
-    ("frozen", "mvq", ""),
-    ("frozen", "uniform", ""),
-)
-# SSVQ against a method; EfficientNet-Lite0 and MobileNet-V2.
-_FEW_CLAIMS = (("vq", "", ""), ("mvq", "+1.3", "+0.8"), ("uniform", "", ""))
 
 
 def page(results: Results) -> str:
@@ -56,51 +54,13 @@ def page(results: Results) -> str:
     }
     parts = [text.INTRODUCTION]
     if {"cifar10_headline", "cifar10_bits", "few_images"} <= results.keys():
-        parts.append(_account(results))
+        parts.append(account(results))
     for name, section in sections.items():
         if name in results:
             parts.append(section(results))
         else:
             parts.append(f"## Not run yet: {name}\n")
     return "\n".join(parts)
-
-
-def _account(results: Results) -> str:
-    longest, sweep = seeds(results["cifar10_headline"]), results["cifar10_bits"]
-
-    def ours(method: str, bits: str) -> list[Run]:
-        if bits in ("1.25", "1.5"):
-            return longest.get((method, "32" if method == "float" else bits), [])
-        return _named(sweep, method if method == "float" else f"{method}-{bits}")
-
-    def few(method: str, bits: str) -> list[Run]:
-        return _named(results["few_images"], f"{method}-{bits}")
-
-    def table(claims, of, bits):
-        rows = [
-            [title, paper, *(_gap(of(one, b), of(other, b)) for b in bits)]
-            for title, one, other, paper in claims
-        ]
-        return _table(["points", "paper", *(f"{b} bits" for b in bits)], rows)
-
-    compared = [(f"{TITLES[a]} - {TITLES[b]}", a, b, paper) for a, b, paper in _CLAIMS]
-    matched = [
-        (f"{net}: SSVQ - {TITLES[b]}", f"{net}-ssvq", f"{net}-{b}", papers[i])
-        for i, net in enumerate(("efficientnet_lite0", "mobilenet_v2_100_unfolded"))
-        for b, *papers in _FEW_CLAIMS
-    ]
-
-    def lost(bits: str) -> str:
-        mean, _ = difference(longest["float", "32"], longest["vq", bits])
-        return f"{100 * mean:.1f}"
-
-    return text.ACCOUNT.format(
-        vq_more=lost("1.5"),
-        vq_fewer=lost("1.25"),
-        frozen=_share(longest["frozen", "1.5"], "frozen"),
-        compared=table(compared, ours, [f"{b:g}" for b in BITS]),
-        few=table(matched, few, ["1.5", "2", "3", "4"]),
-    )
 
 
 def _float(results: Results) -> str:
@@ -114,7 +74,7 @@ def _float(results: Results) -> str:
         "deit_96_cifar10",
         runs,
         epochs=epochs,
-        test=_percent(run["test"]),
+        test=percent(run["test"]),
         last=f"{min(last):.1f} to {max(last):.1f} %",
     )
 
@@ -123,7 +83,7 @@ def _headline(results: Results) -> str:
     runs = results["cifar10_headline"]
     groups = seeds(runs)
 
-    def table(bits: str, *others: tuple[str, str]) -> str:
+    def at(bits: str, *others: tuple[str, str]) -> str:
         rows = []
         for key in (*others, *((method, bits) for method in TITLES)):
             if key not in groups:
@@ -135,24 +95,24 @@ def _headline(results: Results) -> str:
                     TITLES[key[0]],
                     f"{own[0].get('bits_per_weight', 32):.3f}",
                     f"{own[0].get('ratio', 1):.1f}x",
-                    _percent(own[0]["before"]),
+                    percent(own[0]["before"]),
                     f"{np.mean(tests):.2f}",
                     " ".join(f"{x:.2f}" for x in tests),
-                    "" if key[0] == "vq" else _gap(own, groups.get(("vq", bits), [])),
-                    _share(own, "flipped"),
-                    _share(own, "frozen"),
+                    "" if key[0] == "vq" else gap(own, groups.get(("vq", bits), [])),
+                    share(own, "flipped"),
+                    share(own, "frozen"),
                     _PAPER.get(key, ""),
                 ]
             )
         header = ["", "bits", "ratio", "before, %", "tuned, %", "seeds", "to VQ"]
-        return _table([*header, "flipped", "frozen", "paper, %"], rows)
+        return markdown.table([*header, "flipped", "frozen", "paper, %"], rows)
 
     return _filled(
         text.HEADLINE,
         "cifar10_headline",
         runs,
-        more=table("1.5", ("float", "32"), ("uniform", "2")),
-        fewer=table("1.25"),
+        more=at("1.5", ("float", "32"), ("uniform", "2")),
+        fewer=at("1.25"),
         half=f"{100 * interval(groups['float', '32'][0]['test']):.1f}",
     )
 
@@ -170,8 +130,8 @@ def _bits(results: Results) -> str:
                     TITLES[method],
                     f"{run['bits_per_weight']:.3f}",
                     f"{run['ratio']:.1f}x",
-                    _percent(run["before"]),
-                    f"{_percent(run['test'])} ± {100 * interval(run['test']):.1f}",
+                    percent(run["before"]),
+                    f"{percent(run['test'])} ± {100 * interval(run['test']):.1f}",
                 ]
             )
     header = ["method", "bits", "ratio", "before, %", "tuned, %"]
@@ -179,8 +139,8 @@ def _bits(results: Results) -> str:
         text.BITS,
         "cifar10_bits",
         runs,
-        table=_table(header, rows),
-        float=_percent(runs["float"]["test"]),
+        table=markdown.table(header, rows),
+        float=percent(runs["float"]["test"]),
     )
 
 
@@ -191,28 +151,28 @@ def _ablation(results: Results) -> str:
     )
 
     def tested(found: list[Run]) -> str:
-        return _percent(found[0]["test"]) if found else ""
+        return percent(found[0]["test"]) if found else ""
 
     rows = []
     for method in ("vq", *SIGNED):
         name = f"{method}-1.5"
-        short, long = _named(runs, f"epochs-1-{method}"), _named(longest, f"{name}-0")
-        rows.append([TITLES[method], *map(tested, (short, _named(usual, name), long))])
-    by_epochs = _table(["epochs", "1", "3", "10"], rows)
+        short, long = named(runs, f"epochs-1-{method}"), named(longest, f"{name}-0")
+        rows.append([TITLES[method], *map(tested, (short, named(usual, name), long))])
+    by_epochs = markdown.table(["epochs", "1", "3", "10"], rows)
     rows = []
     for checks, steps, *papers in _INTERVALS:
         majority, average = (
-            _named(runs, f"interval-{checks}-{d}") for d in ("majority", "average")
+            named(runs, f"interval-{checks}-{d}") for d in ("majority", "average")
         )
-        majority = majority or _named(usual, "frozen-1.5")
+        majority = majority or named(usual, "frozen-1.5")
         rows.append([checks, tested(majority), tested(average), steps, *papers])
     header = ["freezings", "majority", "average", "paper: interval", "majority"]
-    by_interval = _table([*header, "average"], rows)
+    by_interval = markdown.table([*header, "average"], rows)
     rows = []
     for title, learned, frozen in (
-        ("as tuned", _named(usual, "learned-1.5"), _named(usual, "frozen-1.5")),
+        ("as tuned", named(usual, "learned-1.5"), named(usual, "frozen-1.5")),
         *(
-            (title, *(_named(runs, f"{name}-{method}") for method in SIGNED[1:]))
+            (title, *(named(runs, f"{name}-{method}") for method in SIGNED[1:]))
             for title, name in (
                 ("sign rate / 10", "sign_rate-0.1"),
                 ("sign rate * 10", "sign_rate-10"),
@@ -221,11 +181,11 @@ def _ablation(results: Results) -> str:
             )
         ),
     ):
-        cells = [tested(learned), _share(learned, "flipped")]
-        cells += [tested(frozen), _share(frozen, "flipped"), _share(frozen, "frozen")]
+        cells = [tested(learned), share(learned, "flipped")]
+        cells += [tested(frozen), share(frozen, "flipped"), share(frozen, "frozen")]
         rows.append([title, *cells])
     header = ["", "learned, %", "flipped", "learned + frozen, %", "flipped", "frozen"]
-    by_rate = _table(header, rows)
+    by_rate = markdown.table(header, rows)
     return _filled(
         text.ABLATION,
         "cifar10_ablation",
@@ -244,7 +204,7 @@ def _dominance(results: Results) -> str:
         for method, row in found["methods"].items()
     ]
     return text.DOMINANCE.format(
-        table=_table(["", *header], rows), command=found["command"]
+        table=markdown.table(["", *header], rows), command=found["command"]
     )
 
 
@@ -255,8 +215,8 @@ def _exact_shape(results: Results) -> str:
             name,
             f"{run.get('bits_per_weight', 32):.3f}",
             f"{run.get('model_ratio', 1):.1f}x",
-            _percent(run["before"]),
-            _percent(run["test"]),
+            percent(run["before"]),
+            percent(run["test"]),
             f"{run['bytes']:,}",
         ]
         for name, run in runs.items()
@@ -266,7 +226,7 @@ def _exact_shape(results: Results) -> str:
         text.EXACT,
         "deit_tiny_cifar10",
         runs,
-        table=_table(header, rows),
+        table=markdown.table(header, rows),
     )
 
 
@@ -293,19 +253,19 @@ def _few_images(results: Results) -> str:
         header += [
             f"{t}{k}" for t in ("", "tuned: ") for k in ("top-1", "top-5", "same")
         ]
-        tables.append(f"**{network}**\n\n{_table(header, rows)}")
+        tables.append(f"**{network}**\n\n{markdown.table(header, rows)}")
     return _filled(
         text.FEW,
         "few_images",
         runs,
-        tables="\n".join(tables),
+        tables="\n\n".join(tables),
     )
 
 
 def _rates(results: Results) -> str:
     runs = results["cifar10_rates"]
     header = ["method", "rates", "validation, %"]
-    table = _table(header, _best_marked(runs, "top1"))
+    table = markdown.table(header, _best_marked(runs, "top1"))
     return _filled(text.RATES, "cifar10_rates", runs, table=table)
 
 
@@ -315,7 +275,9 @@ def _few_rates(results: Results) -> str:
         [*row, f"{run['curve'][-1]['loss']:.2f}"]
         for row, run in zip(_best_marked(runs, "agreement"), runs.values(), strict=True)
     ]
-    table = _table(["method", "rates", "same, %", "loss in the last epoch"], rows)
+    table = markdown.table(
+        ["method", "rates", "same, %", "loss in the last epoch"], rows
+    )
     return _filled(text.FEW_RATES, "few_images_rates", runs, table=table)
 
 
@@ -325,10 +287,10 @@ def _best_marked(runs: dict[str, Run], by: str) -> list[list[str]]:
     for name, run in runs.items():
         method, *rates = name.split("-")
         best = max(x["validation"][by] for x in _of(runs, method))
-        share = 100 * run["validation"][by] / run["validation"]["images"]
+        percents = 100 * run["validation"][by] / run["validation"]["images"]
         mark = " (best)" if run["validation"][by] == best else ""
         title = TITLES.get(method, method.upper())
-        rows.append([title, " / ".join(rates), f"{share:.2f}{mark}"])
+        rows.append([title, " / ".join(rates), f"{percents:.2f}{mark}"])
     return rows
 
 
@@ -338,12 +300,12 @@ def _masks(results: Results) -> str:
         [
             name.removeprefix("mvq-").replace("of", " of "),
             f"{run['bits_per_weight']:.3f}",
-            _percent(run["validation"]),
+            percent(run["validation"]),
         ]
         for name, run in runs.items()
     ]
     header = ["kept", "bits", "validation, %"]
-    return _filled(text.MASKS, "cifar10_mvq", runs, table=_table(header, rows))
+    return _filled(text.MASKS, "cifar10_mvq", runs, table=markdown.table(header, rows))
 
 
 def _thresholds(results: Results) -> str:
@@ -354,7 +316,7 @@ def _thresholds(results: Results) -> str:
                 f"{x:g}"
                 for x in run["experiment"]["compression"]["freezing"]["threshold"]
             ),
-            _percent(run["validation"]),
+            percent(run["validation"]),
             f"{100 * run['flipped']:.1f}",
             f"{100 * run['frozen']:.1f}",
         ]
@@ -362,7 +324,7 @@ def _thresholds(results: Results) -> str:
     ]
     header = ["threshold", "validation, %", "flipped, %", "frozen, %"]
     return _filled(
-        text.THRESHOLDS, "cifar10_thresholds", runs, table=_table(header, rows)
+        text.THRESHOLDS, "cifar10_thresholds", runs, table=markdown.table(header, rows)
     )
 
 
@@ -380,30 +342,3 @@ def _filled(template: str, config: str, runs: dict[str, Run], **values: Any) -> 
 def _of(runs: dict[str, Run], method: str) -> list[Run]:
     """The runs of one method, whose names start with it."""
     return [run for name, run in runs.items() if name.split("-")[0] == method]
-
-
-def _named(runs: dict[str, Run], name: str) -> list[Run]:
-    """The run of a name alone; none where it is missing."""
-    return [runs[name]] if name in runs else []
-
-
-def _gap(ours: Sequence[Run], theirs: Sequence[Run]) -> str:
-    """`difference` in points; nothing where there is nothing to compare."""
-    if not ours or not theirs:
-        return ""
-    mean, half = difference(ours, theirs)
-    return f"{100 * mean:+.2f} ± {100 * half:.2f}"
-
-
-def _percent(counts: dict[str, Any]) -> str:
-    return f"{100 * accuracy(counts):.2f}"
-
-
-def _share(runs: Sequence[Run], name: str) -> str:
-    found = [run[name] for run in runs if name in run]
-    return f"{100 * np.mean(found):.1f} %" if found else ""
-
-
-def _table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"

@@ -15,6 +15,13 @@ from experiments.methods import BITS, TITLES
 
 _METHODS = [method for method in TITLES if method != "float"]
 _COLORS = dict(zip(_METHODS, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+# Methods with few images, and what they are like elsewhere.
+_FEW_METHODS = (
+    ("uniform", "uniform"),
+    ("vq", "vq"),
+    ("mvq", "mvq"),
+    ("ssvq", "frozen"),
+)
 
 
 def pareto(path: pathlib.Path, results: dict[str, Any]) -> None:
@@ -72,6 +79,31 @@ def curves(path: pathlib.Path, results: dict[str, Any]) -> None:
     signs.set(title="1.5 bits", ylabel="% of the signs")
     for axis in (more, fewer, signs):
         axis.set(xlabel="epoch")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def few_images(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Test accuracy against the bits of the compressed weights, for each network."""
+    runs = results["few_images"]
+    networks = sorted({name.split("-")[0] for name in runs})
+    figure, axes = plt.subplots(1, len(networks), figsize=(12, 4.2), squeeze=False)
+    for axis, network in zip(axes[0], networks, strict=True):
+        for method, like in _FEW_METHODS:
+            prefix = f"{network}-{method}-"
+            own = [run for name, run in runs.items() if name.startswith(prefix)]
+            axis.errorbar(
+                [run["bits_per_weight"] for run in own],
+                [100 * accuracy(run["test"]) for run in own],
+                [100 * interval(run["test"]) for run in own],
+                color=_COLORS[like],
+                marker="o",
+                capsize=3,
+                label=TITLES[like],
+            )
+        axis.set(xlabel="bits per compressed weight", ylabel="top-1 of 300 images, %")
+        axis.set_title(network)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     _save(figure, path)

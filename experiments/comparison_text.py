@@ -32,10 +32,12 @@ Points of top-1 between methods, after fine-tuning, beside the paper's on ImageN
 three epochs at 2 and 3.
 
 {compared}
+
 And convolutional networks for ImageNet with 700 images, beside the paper's with all of
 them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
 
 {few}
+
 **What agrees.**
 
 - Learning the signs is what SSVQ gives. With fixed signs it is no better than VQ; with
@@ -83,9 +85,11 @@ network in the end, and that were frozen. The paper's numbers are those of DeiT-
 ImageNet.
 
 {more}
+
 At 1.5 bits VQ costs less than three points here, so the same at 1.25:
 
 {fewer}
+
 One run: ± {half} points. {minutes} minutes: `{command}`.
 
 ![validation accuracy and signs over the epochs](curves.png)
@@ -95,6 +99,7 @@ BITS = """## Accuracy against bits
 Three epochs each. The float network fine-tuned alike: {float} %.
 
 {table}
+
 {minutes} minutes: `{command}`.
 
 ![accuracy against compression ratio](pareto.png)
@@ -104,14 +109,17 @@ ABLATION = """## What each part gives
 At 1.5 bits; test accuracy in %, three epochs where nothing else is said.
 
 {epochs}
+
 How often signs are frozen in a run, and at what. The paper's numbers are for DeiT-Tiny
 on ImageNet, in 12,500 steps.
 
 {interval}
+
 The learning rate of the latents, without and with freezing; and their scale: only their
 ratio should count.
 
 {rate}
+
 {minutes} minutes: `{command}`.
 """
 DOMINANCE = """## Gradient dominance
@@ -124,6 +132,7 @@ Blocks of VQ have 4 weights, those of SSVQ 8: between random directions cosines 
 larger in fewer dimensions.
 
 {table}
+
 `{command}`.
 """
 EXACT = """## DeiT-Tiny's exact shape
@@ -133,6 +142,7 @@ fine-tuning, export and reload (compared bit for bit). No comparison: the networ
 too large for its task.
 
 {table}
+
 {minutes} minutes: `{command}`.
 """
 FEW = """## Few images
@@ -148,7 +158,10 @@ chance at 1.5 bits. There is one image per class: none of the classes tested is 
 the 700. 300 images: ± 5 points. Rates are those that are best for EfficientNet.
 
 {tables}
+
 {minutes} minutes: `{command}`.
+
+![accuracy against bits with few images](few_images.png)
 """
 RATES = """## Learning rates
 
@@ -157,6 +170,7 @@ that of all that is not compressed; the second that of codebooks, of steps (in u
 the step), or of learned signs, whose codebooks have the first.
 
 {table}
+
 {minutes} minutes: `{command}`.
 """
 FEW_RATES = """## Learning rates with few images
@@ -170,6 +184,7 @@ their loss on them, the less they agree with the float network on others. Signs 
 not learned, at a rate of 0, do as well as the best.
 
 {table}
+
 {minutes} minutes: `{command}`.
 """
 MASKS = """## Masks of MVQ
@@ -177,6 +192,7 @@ MASKS = """## Masks of MVQ
 At 1.5 bits, one epoch each with rates of 0.003.
 
 {table}
+
 {minutes} minutes: `{command}`.
 """
 THRESHOLDS = """## Thresholds of freezing
@@ -184,5 +200,6 @@ THRESHOLDS = """## Thresholds of freezing
 Three epochs each, learned signs with the best rates.
 
 {table}
+
 {minutes} minutes: `{command}`.
 """

@@ -21,6 +21,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from experiments import markdown
+
 CODEWORDS = (16, 256)
 BLOCK = 8
 HEADERS = (
@@ -49,7 +51,7 @@ def main(options: Options) -> int:
     cases = [(model, codewords) for model in models for codewords in CODEWORDS]
     rows = [measure(*case) for case in track(cases, "Compressing", console=console)]
     (options.out / "sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.out / "sizes.md").write_text(markdown(rows))
+    (options.out / "sizes.md").write_text(page(rows))
     console.print(f"Results: {options.out / 'sizes.md'}")
     return 0
 
@@ -73,25 +75,31 @@ def measure(model: pathlib.Path, codewords: int) -> dict[str, Any]:
     }
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]]) -> str:
     """The table as a page."""
-    lines = ["# Sizes of packed files", "", "`python -m experiments.sizes`", ""]
-    lines += [_line(HEADERS), _line(["---", *["---:"] * (len(HEADERS) - 1)])]
+    lines = []
     for row in rows:
         above = row["file"] / row["theory"] - 1
         ratio = row["float32_file"] / row["file"]
         numbers = [f"{row[key]:,}" for key in ("theory", "file")]
         cells = [row["model"], f"{row['weights']:,}", row["codewords"], row["block"]]
         cells += [*numbers, f"{above:.1%}", f"{row['float32_file']:,}", f"{ratio:.1f}"]
-        lines.append(_line(cells))
-    return "\n".join([*lines, "", _NOTE, ""])
+        lines.append(cells)
+    return _PAGE.format(table=markdown.table(HEADERS, lines))
 
 
-_NOTE = """\
+_PAGE = """\
+# Sizes of packed files
+
+`python -m experiments.sizes`
+
+{table}
+
 SSVQ with float16 codebooks; compressed is what `ssvq compress` takes by default:
 tensors of at least 4,096 weights. Above theory are the header (names and places, some
 90 bytes per tensor), 8 bytes of hash per tensor and, where `d` does not divide the
-inputs, codes of padded blocks: a patch embedding has 3 inputs."""
+inputs, codes of padded blocks: a patch embedding has 3 inputs.
+"""
 
 
 def _ssvq(*arguments: Any) -> dict[str, Any]:
@@ -108,10 +116,6 @@ def _theory(row: dict[str, Any], codewords: int) -> float:
         return 8 * row["bytes"]
     bits = math.ceil(math.log2(codewords)) / BLOCK + 1
     return row["weights"] * bits + 16 * codewords * BLOCK
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

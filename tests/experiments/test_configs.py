@@ -226,5 +226,6 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
     page = (tmp_path / "README.md").read_text()
     assert "Not run yet: dominance" in page and page.count("Not run yet") == 1
     assert "+0.00 ± 0.00" in page and "50.00" in page and "agrees" in page
-    assert (tmp_path / "pareto.png").stat().st_size > 10_000
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    for plot in ("pareto", "curves", "few_images"):
+        assert (tmp_path / f"{plot}.png").stat().st_size > 10_000
+        assert f"({plot}.png)" in page
