@@ -9,6 +9,8 @@ cosine between the gradient of a block's own weights and
 
 - its codeword's gradient as it reaches the block (for SSVQ times the block's signs),
   before fine-tuning, over one pass of some images;
+- the same by chance: a codeword's gradient is the sum of those of its blocks, so even
+  blocks that have nothing in common agree with it, the larger ones more;
 - what an epoch of fine-tuning makes of the block, flipped signs included; there the
   gradient is the sum over the steps.
 
@@ -20,6 +22,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -62,6 +65,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Measure, print and write; returns the exit status."""
+    start = time.monotonic()
     found = {method: _measure(method, options) for method in METHODS}
     table = Table("method", *found["vq"])
     for method, row in found.items():
@@ -74,6 +78,7 @@ def main(options: Options) -> int:
             "command": "python -m experiments.dominance --data-dir DIR",
             "images": options.images,
             "steps": options.steps,
+            "minutes": (time.monotonic() - start) / 60,
             "methods": found,
         }
         path = options.results / "dominance.json"
@@ -108,6 +113,21 @@ def cosines(
     )
     larger = (np.arange(len(groups)) - first[group]) / counts[group]  # share of them
     return float(np.mean(cosine[larger < 0.05])), float(np.mean(cosine[larger >= 0.4]))
+
+
+def chance(own: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """`cosines` with a codeword's gradient if blocks had nothing in common.
+
+    Args:
+      own: `(n, d)`, the gradients of the blocks' own weights: they keep their sizes and
+        get random signs.
+      groups: `(n,)`, integers: the blocks' codewords.
+    """
+    signs = np.random.default_rng(0).integers(2, size=own.shape) * 2 - 1
+    apart = own * signs
+    sums = np.zeros((groups.max() + 1, own.shape[1]))
+    np.add.at(sums, groups, apart)
+    return cosines(apart, sums[groups], groups)
 
 
 def _measure(method: str, options: Options) -> dict[str, float]:
@@ -149,7 +169,9 @@ def _measure(method: str, options: Options) -> dict[str, float]:
         )
         trained = ssvq.combine(pull_back(total)[0], first.static)
         moved = ssvq.decode(_with_codebooks(first.params, trained))
-        found |= _row("codeword's gradient", first.params, total, moved)
+        own, moved, groups = _blocks(first.params, total, moved)
+        found |= _row("codeword's gradient", *cosines(own, moved, groups))
+        found |= _row("by chance", *chance(own, groups))
     update, total = jax.jit(program.step), None
     steps = zip(range(options.steps), batches, strict=False)
     for _, arrays in track(steps, f"{method}: training", options.steps):
@@ -157,7 +179,7 @@ def _measure(method: str, options: Options) -> dict[str, float]:
         state, _ = update(state, arrays, None)
     before, after = ssvq.decode(first.params), ssvq.decode(state.params)
     moved = jax.tree.map(jnp.subtract, before, after)  # down the gradient
-    return found | _row("an epoch", first.params, total, moved)
+    return found | _row("an epoch", *cosines(*_blocks(first.params, total, moved)))
 
 
 def _with_codebooks(params: Any, gradients: Any) -> Any:
@@ -172,8 +194,8 @@ def _with_codebooks(params: Any, gradients: Any) -> Any:
     )
 
 
-def _row(title: str, params: Any, own: Any, moved: Any) -> dict[str, float]:
-    """Cosines of the blocks of all kernels that rules compress, together."""
+def _blocks(params: Any, own: Any, moved: Any) -> tuple[np.ndarray, ...]:
+    """The arguments of `cosines` for all kernels that rules compress, together."""
     flat = [nnx.traversals.flatten_mapping(tree) for tree in (params, own, moved)]
     pieces, groups = [], 0
     for path, node in flat[0].items():
@@ -186,7 +208,10 @@ def _row(title: str, params: Any, own: Any, moved: Any) -> dict[str, float]:
             group = groups + codes.reshape(-1)
             groups = group.max() + 1
             pieces.append([*(x.reshape(-1, block) for x in cut), group])
-    top, bottom = cosines(*(np.concatenate(x) for x in zip(*pieces, strict=True)))
+    return tuple(np.concatenate(x) for x in zip(*pieces, strict=True))
+
+
+def _row(title: str, top: float, bottom: float) -> dict[str, float]:
     return {f"{title}: top 5 %": top, f"{title}: bottom 60 %": bottom}
 
 

@@ -164,6 +164,19 @@ def test_cosines_of_the_largest_and_smallest_blocks():
     assert top == pytest.approx(1 / 2) and bottom == pytest.approx(30 / 59)
 
 
+def test_blocks_agree_with_their_codeword_even_by_chance():
+    # n independent blocks of one size: each is 1/sqrt(n) of their sum.
+    own = np.random.default_rng(1).normal(size=(6400, 8))
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    groups = np.arange(6400) // 64
+    np.testing.assert_allclose(dominance.chance(own, groups), 1 / 8, atol=0.02)
+    # One large block decides alone.
+    own[::64] *= 1000
+    top, bottom = dominance.chance(own, groups)
+    assert top == pytest.approx(1 / 4, abs=0.05)  # of 4 that are the top 5 % of 64
+    assert bottom == pytest.approx(0, abs=0.02)
+
+
 def _run(**changes):
     right = np.zeros(1000, np.uint8)
     right[: changes.pop("top1", 500)] = 1
