@@ -5,20 +5,29 @@ from typing import Any
 
 from experiments import comparison_text as text
 from experiments import markdown
-from experiments.comparison_numbers import Run, difference, gap, named, seeds, share
+from experiments.comparison_numbers import (
+    FEW_NETWORKS,
+    Run,
+    difference,
+    gap,
+    named,
+    seeds,
+    share,
+)
 from experiments.methods import BITS, TITLES
 
 # One method against another, and the paper's points between them at 1.5 bits.
 _CLAIMS = (
     ("vq", "float", "-25"),
-    ("fixed", "vq", "0"),
-    ("learned", "vq", "+7"),
-    ("frozen", "learned", "+8"),
-    ("frozen", "vq", "+15"),
-    ("frozen", "mvq", ""),
-    ("frozen", "uniform", ""),
+    ("fixed", "vq", "~0"),
+    ("learned", "vq", "~+7"),
+    ("frozen", "vq", "~+12 to +15"),
+    ("frozen", "learned", "~+8"),
+    ("learned", "mvq", ""),
+    ("learned", "uniform", ""),
+    ("learned", "float", ""),
 )
-# SSVQ against a method; EfficientNet-Lite0 and MobileNet-V2.
+# SSVQ against a method; the paper's points for both networks.
 _FEW_CLAIMS = (("vq", "", ""), ("mvq", "+1.3", "+0.8"), ("uniform", "", ""))
 
 _Runs = Callable[[str, str], list[Run]]
@@ -26,41 +35,65 @@ _Runs = Callable[[str, str], list[Run]]
 
 def account(results: dict[str, dict[str, Any]]) -> str:
     """The section, from the results of the headline, the bits and few images."""
-    longest, sweep = seeds(results["cifar10_headline"]), results["cifar10_bits"]
+    longest, images = seeds(results["cifar10_headline"]), results["few_images"]
 
-    def ours(method: str, bits: str) -> list[Run]:
-        if bits in ("1.25", "1.5"):
-            return longest.get((method, "32" if method == "float" else bits), [])
-        return named(sweep, method if method == "float" else f"{method}-{bits}")
+    def long(method: str, bits: str) -> list[Run]:
+        return longest.get((method, "32" if method == "float" else bits), [])
+
+    def short(method: str, bits: str) -> list[Run]:
+        name = method if method == "float" else f"{method}-{bits}"
+        return named(results["cifar10_bits"], name)
 
     def few(method: str, bits: str) -> list[Run]:
-        return named(results["few_images"], f"{method}-{bits}")
+        return named(images, f"{method}-{bits}")
 
-    def lost(bits: str) -> str:
-        mean, _ = difference(longest["float", "32"], longest["vq", bits])
-        return f"{100 * mean:.1f}"
+    def points(ours: list[Run], theirs: list[Run]) -> str:
+        return f"{100 * difference(ours, theirs)[0]:.1f}"
+
+    def back(bits: str) -> str:
+        gained, _ = difference(long("learned", bits), long("vq", bits))
+        lost, _ = difference(long("float", bits), long("vq", bits))
+        return f"{100 * gained / lost:.0f} %" if lost else "nothing"
 
     compared = [(f"{TITLES[a]} - {TITLES[b]}", a, b, paper) for a, b, paper in _CLAIMS]
+    columns = [(f"{b:g} bits, 3 epochs", short, f"{b:g}") for b in BITS]
+    columns += [(f"{b} bits, 10 epochs", long, b) for b in ("1.25", "1.5")]
     matched = [
-        (f"{net}: SSVQ - {TITLES[b]}", f"{net}-ssvq", f"{net}-{b}", papers[i])
-        for i, net in enumerate(("efficientnet_lite0", "mobilenet_v2_100_unfolded"))
+        (f"{title}: SSVQ - {TITLES[b]}", f"{net}-ssvq", f"{net}-{b}", papers[i])
+        for i, (net, title) in enumerate(FEW_NETWORKS.items())
         for b, *papers in _FEW_CLAIMS
     ]
+    few_columns = [(f"{b} bits", few, b) for b in ("1.5", "2", "3", "4")]
+    net = next(iter(FEW_NETWORKS))
     return text.ACCOUNT.format(
-        vq_more=lost("1.5"),
-        vq_fewer=lost("1.25"),
-        frozen=share(longest["frozen", "1.5"], "frozen"),
-        compared=_gaps(compared, ours, [f"{b:g}" for b in BITS]),
-        few=_gaps(matched, few, ["1.5", "2", "3", "4"]),
+        learned_more=points(long("learned", "1.5"), long("vq", "1.5")),
+        learned_fewer=points(long("learned", "1.25"), long("vq", "1.25")),
+        back_more=back("1.5"),
+        back_fewer=back("1.25"),
+        fewer_bits=points(long("learned", "1.25"), long("vq", "1.5")),
+        vq_more=points(long("float", "1.5"), long("vq", "1.5")),
+        vq_fewer=points(long("float", "1.25"), long("vq", "1.25")),
+        frozen=share(long("frozen", "1.5"), "frozen"),
+        flipped=share(long("frozen", "1.5"), "flipped"),
+        uniform=gap(long("uniform", "2"), long("float", "2")),
+        few_vq=points(few(f"{net}-vq", "1.5"), few(f"{net}-ssvq", "1.5")),
+        few_flipped=share(few(f"{net}-ssvq", "1.5"), "flipped"),
+        compared=_gaps(compared, columns),
+        few=_gaps(matched, few_columns),
     )
 
 
 def _gaps(
-    claims: Iterable[tuple[str, str, str, str]], runs: _Runs, bits: Sequence[str]
+    claims: Iterable[tuple[str, str, str, str]],
+    columns: Sequence[tuple[str, _Runs, str]],
 ) -> str:
     """A row for every claim: title, one method, the other, the paper's points."""
     rows = [
-        [title, paper, *(gap(runs(one, b), runs(other, b)) for b in bits)]
+        [
+            title,
+            paper,
+            *(gap(runs(one, bits), runs(other, bits)) for _, runs, bits in columns),
+        ]
         for title, one, other, paper in claims
     ]
-    return markdown.table(["points", "paper", *(f"{b} bits" for b in bits)], rows)
+    return markdown.table(["points", "paper", *(c[0] for c in columns)], rows)

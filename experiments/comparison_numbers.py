@@ -9,6 +9,19 @@ import numpy as np
 
 Run = dict[str, Any]
 
+FEW_NETWORKS = {
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "mobilenet_v2_100_unfolded": "MobileNet-V2",
+}
+"""Networks of the few images, and what tables call them."""
+FEW_METHODS = {
+    "uniform": "UQ (LSQ)",
+    "vq": "VQ",
+    "mvq": "MVQ",
+    "ssvq": "SSVQ, learned + frozen",
+}
+"""Methods there."""
+
 
 def accuracy(counts: dict[str, Any]) -> float:
     """Share of the images whose class comes first."""
@@ -54,6 +67,11 @@ def share(runs: Sequence[Run], name: str) -> str:
     """The mean of a share that runs have; nothing where none does."""
     found = [run[name] for run in runs if name in run]
     return f"{100 * np.mean(found):.1f} %" if found else ""
+
+
+def half(run: Run) -> str:
+    """`interval` of a run's test images in points."""
+    return f"{100 * interval(run['test']):.1f}"
 
 
 def named(runs: dict[str, Run], name: str) -> list[Run]:

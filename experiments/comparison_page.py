@@ -1,5 +1,6 @@
 """The comparison as a page: its tables, from the results."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ from experiments import comparison_text as text
 from experiments import markdown
 from experiments.comparison_account import account
 from experiments.comparison_numbers import (
+    FEW_METHODS,
+    FEW_NETWORKS,
     Run,
     accuracy,
     gap,
-    interval,
+    half,
     named,
     percent,
     seeds,
@@ -60,6 +63,8 @@ def page(results: Results) -> str:
             parts.append(section(results))
         else:
             parts.append(f"## Not run yet: {name}\n")
+    minutes = [x["minutes"] for runs in results.values() for x in _timed(runs)]
+    parts.append(text.COMMANDS.format(hours=f"{sum(minutes) / 60:.1f}"))
     return "\n".join(parts)
 
 
@@ -104,7 +109,7 @@ def _headline(results: Results) -> str:
                     _PAPER.get(key, ""),
                 ]
             )
-        header = ["", "bits", "ratio", "before, %", "tuned, %", "seeds", "to VQ"]
+        header = ["", "bits", "ratio", "before, %", "tuned, %", "seeds", "minus VQ"]
         return markdown.table([*header, "flipped", "frozen", "paper, %"], rows)
 
     return _filled(
@@ -113,7 +118,7 @@ def _headline(results: Results) -> str:
         runs,
         more=at("1.5", ("float", "32"), ("uniform", "2")),
         fewer=at("1.25"),
-        half=f"{100 * interval(groups['float', '32'][0]['test']):.1f}",
+        half=half(groups["float", "32"][0]),
     )
 
 
@@ -128,13 +133,14 @@ def _bits(results: Results) -> str:
             rows.append(
                 [
                     TITLES[method],
+                    _codec(run),
                     f"{run['bits_per_weight']:.3f}",
                     f"{run['ratio']:.1f}x",
                     percent(run["before"]),
-                    f"{percent(run['test'])} ± {100 * interval(run['test']):.1f}",
+                    f"{percent(run['test'])} ± {half(run)}",
                 ]
             )
-    header = ["method", "bits", "ratio", "before, %", "tuned, %"]
+    header = ["method", "codec", "bits", "ratio", "before, %", "tuned, %"]
     return _filled(
         text.BITS,
         "cifar10_bits",
@@ -190,6 +196,7 @@ def _ablation(results: Results) -> str:
         text.ABLATION,
         "cifar10_ablation",
         runs,
+        half=half(next(iter(runs.values()))),
         epochs=by_epochs,
         interval=by_interval,
         rate=by_rate,
@@ -204,7 +211,8 @@ def _dominance(results: Results) -> str:
         for method, row in found["methods"].items()
     ]
     return text.DOMINANCE.format(
-        table=markdown.table(["", *header], rows), command=found["command"]
+        table=markdown.table(["", *header], rows),
+        **{k: found[k] for k in ("images", "steps", "minutes", "command")},
     )
 
 
@@ -226,40 +234,37 @@ def _exact_shape(results: Results) -> str:
         text.EXACT,
         "deit_tiny_cifar10",
         runs,
+        half=half(runs["float"]),
         table=markdown.table(header, rows),
     )
 
 
 def _few_images(results: Results) -> str:
     runs = results["few_images"]
-    networks = sorted({name.split("-")[0] for name in runs})
     tables = []
-    for network in networks:
+    for network, title in FEW_NETWORKS.items():
         rows = []
         for name, run in runs.items():
-            own, _, method = name.partition("-")
+            own, method, _ = name.split("-")
             if own != network:
                 continue
-            cells = []
+            cells = [FEW_METHODS[method], _codec(run), f"{run['bits_per_weight']:.2f}"]
+            cells += [f"{run[k]:.1f}x" for k in ("ratio", "model_ratio")]
             for counts in (run["before"], run["test"]):
-                images = counts["images"]
                 cells += [
-                    f"{100 * counts[k] / images:.1f}"
+                    f"{100 * counts[k] / counts['images']:.1f}"
                     for k in ("top1", "top5", "agreement")
                 ]
-            bits, ratio = f"{run['bits_per_weight']:.2f}", f"{run['model_ratio']:.1f}x"
-            rows.append([method, bits, ratio, *cells])
-        header = ["", "bits", "whole model"]
+            rows.append([*cells, share([run], "flipped"), share([run], "frozen")])
+        header = ["", "codec", "bits", "ratio", "whole"]
         header += [
-            f"{t}{k}" for t in ("", "tuned: ") for k in ("top-1", "top-5", "same")
+            f"{when}: {k}"
+            for when in ("before", "tuned")
+            for k in ("top-1", "top-5", "agrees")
         ]
-        tables.append(f"**{network}**\n\n{markdown.table(header, rows)}")
-    return _filled(
-        text.FEW,
-        "few_images",
-        runs,
-        tables="\n\n".join(tables),
-    )
+        table = markdown.table([*header, "flipped", "frozen"], rows)
+        tables.append(f"**{title}**\n\n{table}")
+    return _filled(text.FEW, "few_images", runs, tables="\n\n".join(tables))
 
 
 def _rates(results: Results) -> str:
@@ -276,7 +281,7 @@ def _few_rates(results: Results) -> str:
         for row, run in zip(_best_marked(runs, "agreement"), runs.values(), strict=True)
     ]
     table = markdown.table(
-        ["method", "rates", "same, %", "loss in the last epoch"], rows
+        ["method", "rates", "agrees, %", "loss in the last epoch"], rows
     )
     return _filled(text.FEW_RATES, "few_images_rates", runs, table=table)
 
@@ -337,6 +342,17 @@ def _filled(template: str, config: str, runs: dict[str, Run], **values: Any) -> 
         "--data-dir DIR --results experiments/results",
         **values,
     )
+
+
+def _timed(runs: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """What has taken minutes among a config's results."""
+    return [runs] if "minutes" in runs else runs.values()
+
+
+def _codec(run: Run) -> str:
+    """The codec of the first rule, `SSVQ(16, 8)` as `(16, 8)`."""
+    codec = run["experiment"]["compression"]["rules"][0]["codec"]
+    return codec[codec.index("(") :]
 
 
 def _of(runs: dict[str, Run], method: str) -> list[Run]:

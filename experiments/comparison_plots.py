@@ -10,18 +10,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.comparison_numbers import accuracy, interval, seeds
+from experiments.comparison_numbers import (
+    FEW_METHODS,
+    FEW_NETWORKS,
+    accuracy,
+    interval,
+    seeds,
+)
 from experiments.methods import BITS, TITLES
 
 _METHODS = [method for method in TITLES if method != "float"]
 _COLORS = dict(zip(_METHODS, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
-# Methods with few images, and what they are like elsewhere.
-_FEW_METHODS = (
-    ("uniform", "uniform"),
-    ("vq", "vq"),
-    ("mvq", "mvq"),
-    ("ssvq", "frozen"),
-)
 
 
 def pareto(path: pathlib.Path, results: dict[str, Any]) -> None:
@@ -87,23 +86,22 @@ def curves(path: pathlib.Path, results: dict[str, Any]) -> None:
 def few_images(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Test accuracy against the bits of the compressed weights, for each network."""
     runs = results["few_images"]
-    networks = sorted({name.split("-")[0] for name in runs})
-    figure, axes = plt.subplots(1, len(networks), figsize=(12, 4.2), squeeze=False)
-    for axis, network in zip(axes[0], networks, strict=True):
-        for method, like in _FEW_METHODS:
+    figure, axes = plt.subplots(1, len(FEW_NETWORKS), figsize=(12, 4.2))
+    for axis, (network, name) in zip(axes, FEW_NETWORKS.items(), strict=True):
+        for method, title in FEW_METHODS.items():
             prefix = f"{network}-{method}-"
-            own = [run for name, run in runs.items() if name.startswith(prefix)]
+            own = [run for key, run in runs.items() if key.startswith(prefix)]
             axis.errorbar(
                 [run["bits_per_weight"] for run in own],
                 [100 * accuracy(run["test"]) for run in own],
                 [100 * interval(run["test"]) for run in own],
-                color=_COLORS[like],
+                color=_COLORS.get(method, _COLORS["frozen"]),
                 marker="o",
                 capsize=3,
-                label=TITLES[like],
+                label=title,
             )
         axis.set(xlabel="bits per compressed weight", ylabel="top-1 of 300 images, %")
-        axis.set_title(network)
+        axis.set_title(name)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     _save(figure, path)

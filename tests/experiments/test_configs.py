@@ -184,7 +184,10 @@ def _run(**changes):
     return {
         "experiment": {
             "optimization": {"epochs": 1},
-            "compression": {"freezing": {"threshold": [0.1, 0.01]}},
+            "compression": {
+                "rules": [{"pattern": ".*", "codec": "SSVQ(16, 8)"}],
+                "freezing": {"threshold": [0.1, 0.01]},
+            },
         },
         **{name: counts for name in ("before", "test", "validation")},
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
@@ -218,13 +221,13 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
         "deit_96_cifar10": ["float"],
         "cifar10_headline": [
             *("float-32-0", "uniform-2-0", "vq-1.5-0", "vq-1.5-1", "frozen-1.5-0"),
-            *("vq-1.25-0", "fixed-1.25-0"),
+            *("learned-1.5-0", "vq-1.25-0", "learned-1.25-0"),
         ],
         "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
         "few_images": [
-            "mobilenet_v2_100_unfolded-vq-1.5",
-            "efficientnet_lite0-uniform-2",
+            "mobilenet_v2_100_unfolded-uniform-2",
+            *("efficientnet_lite0-vq-1.5", "efficientnet_lite0-ssvq-1.5"),
         ],
         "few_images_rates": ["ssvq-0.001-0.001", "ssvq-0.001-0.003"],
         "cifar10_mvq": ["mvq-4of8"],
