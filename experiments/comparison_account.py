@@ -14,7 +14,7 @@ from experiments.comparison_numbers import (
     seeds,
     share,
 )
-from experiments.methods import BITS, TITLES
+from experiments.methods import BITS, TITLES, at
 
 # One method against another, and the paper's points between them at 1.5 bits.
 _CLAIMS = (
@@ -56,7 +56,9 @@ def account(results: dict[str, dict[str, Any]]) -> str:
         return f"{100 * gained / lost:.0f} %" if lost else "nothing"
 
     compared = [(f"{TITLES[a]} - {TITLES[b]}", a, b, paper) for a, b, paper in _CLAIMS]
-    columns = [(f"{b:g} bits, 3 epochs", short, f"{b:g}") for b in BITS]
+    columns = [
+        (f"{b:g} bits, 3 epochs", short, f"{b:g}") for b in BITS if "vq" in at(b)
+    ]
     columns += [(f"{b} bits, 10 epochs", long, b) for b in ("1.25", "1.5")]
     matched = [
         (f"{title}: SSVQ - {TITLES[b]}", f"{net}-ssvq", f"{net}-{b}", papers[i])

@@ -39,6 +39,7 @@ _CODECS = {
         "mvq": ssvq.MVQ(256, 4, (3, 4)),  # 2.797
         "ssvq": ssvq.SSVQ(16, 2),  # 3.019
     },
+    4: {"uniform": ssvq.Uniform(4)},  # 4.125
 }
 BITS = tuple(_CODECS)
 """What the methods are compared at, bits per weight."""
@@ -69,7 +70,7 @@ def compression(
       **changes: Options of the codec that differ.
 
     Raises:
-      KeyError: A method that does not go down to so few bits.
+      KeyError: A method that is not compared at so many bits.
     """
     if method == "float":
         return None
@@ -92,9 +93,8 @@ def convolutional(codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
 
 
 def at(bits: float) -> list[str]:
-    """The methods that go down to so few bits."""
-    codecs = _CODECS[bits]
-    return [m for m in TITLES if m in codecs or m in SIGNED]
+    """The methods that are compared at so many bits."""
+    return [m for m in TITLES if ("ssvq" if m in SIGNED else m) in _CODECS[bits]]
 
 
 def best(config: str, method: str) -> dict[str, Any]:
