@@ -1,5 +1,6 @@
 """The comparison as a page: its tables, from the results."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -350,9 +351,9 @@ def _timed(runs: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _codec(run: Run) -> str:
-    """The codec of the first rule, `SSVQ(16, 8)` as `(16, 8)`."""
+    """The numbers of the first rule's codec: `(64, 4, int8)`."""
     codec = run["experiment"]["compression"]["rules"][0]["codec"]
-    return codec[codec.index("(") :]
+    return re.sub(r"^\w+|\w+=|'", "", codec)
 
 
 def _of(runs: dict[str, Run], method: str) -> list[Run]:
