@@ -101,7 +101,7 @@ def _headline(results: Results) -> str:
                     TITLES[key[0]],
                     f"{own[0].get('bits_per_weight', 32):.3f}",
                     f"{own[0].get('ratio', 1):.1f}x",
-                    percent(own[0]["before"]),
+                    f"{np.mean([100 * accuracy(run['before']) for run in own]):.2f}",
                     f"{np.mean(tests):.2f}",
                     " ".join(f"{x:.2f}" for x in tests),
                     "" if key[0] == "vq" else gap(own, groups.get(("vq", bits), [])),
