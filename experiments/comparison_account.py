@@ -75,6 +75,7 @@ def account(results: dict[str, dict[str, Any]]) -> str:
         fewer_bits=points(long("learned", "1.25"), long("vq", "1.5")),
         vq_more=points(long("float", "1.5"), long("vq", "1.5")),
         vq_fewer=points(long("float", "1.25"), long("vq", "1.25")),
+        freezing=gap(long("frozen", "1.5"), long("learned", "1.5")),
         frozen=share(long("frozen", "1.5"), "frozen"),
         flipped=share(long("frozen", "1.5"), "flipped"),
         uniform=gap(long("uniform", "2"), long("float", "2")),

@@ -63,10 +63,10 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   about 7 of 25 points, with freezing 12 to 15.
 - Fewer bits, yet better: learned signs at 1.25 bits are {fewer_bits} points above VQ at
   1.5, after ten epochs.
-- With fixed signs SSVQ is no better than VQ. At 2 and 3 bits nothing can be told apart;
-  at 1.5 and 1.25 it is even worse, before fine-tuning already. Both spend 12 bits on 8
-  weights at 1.5: VQ on two of 64 signed codewords, SSVQ on one of 16 magnitudes and on
-  8 signs. VQ's choice reconstructs better, and it has twice the numbers to train.
+- With fixed signs SSVQ is as good as VQ, and no better: from 1.5 bits on nothing can be
+  told apart after ten epochs. At 1.25 bits it is worse, and before fine-tuning at 1.5,
+  too: both spend 12 bits on 8 weights there, VQ on two of 64 signed codewords, SSVQ on
+  one of 16 magnitudes and on 8 signs. VQ's choice reconstructs better.
 - Of the signs' learning rate and latent scale only the ratio counts. It matters: a
   tenth costs one point, ten times three.
 
@@ -76,15 +76,15 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   1.5 bits, 25 on ImageNet. Probably ten classes ask less of a network than a thousand,
   although this one is narrow. We therefore also tested 1.25 bits, where VQ loses
   {vq_fewer}.
-- Freezing gains nothing, at any interval and with either vote
-  ([below](#what-each-part-gives)). A point, as between the paper's best and worst,
-  would have shown; half a point may hide. There is little for it to do: with the
-  threshold that is best, {frozen} of the signs are frozen in the end, {flipped} have
-  flipped. Lower thresholds freeze up to a tenth, and gain nothing either. Freezing is
-  meant to stop signs that flip back and forth; ten times the rate makes a quarter of
-  them flip and costs three points, and freezing (at the same threshold) does not win
-  them back. The intervals here are 8 to 88 steps of a thousand, the paper's 100 to
-  1,000 of many more.
+- Freezing gains nothing: {freezing} points at 1.5 bits with three seeds, and as little
+  at any interval and with either vote ([below](#what-each-part-gives)), where a point,
+  as between the paper's best and worst, would have shown. There is little for it to do:
+  with the threshold that is best, {frozen} of the signs are frozen in the end, nearly
+  all after the sixth of ten epochs; {flipped} have flipped. Lower thresholds freeze up
+  to a tenth, and gain nothing either. Freezing is meant to stop signs that flip back
+  and forth; ten times the rate makes a quarter of them flip and costs three points, and
+  freezing (at the same threshold) does not win them back. The intervals here are 8 to
+  88 steps of a thousand, the paper's 100 to 1,000 of many more.
 - Uniform quantization at 2 bits is {uniform} points from the float network after ten
   epochs, better than anything at 1.5 bits. (SSVQ at 2 bits had three epochs, as had UQ
   beside it.)
@@ -92,10 +92,10 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   Its gain is in the signs, and these cannot be learned from so few: {few_flipped} of
   them flip, at the rate that is best; larger rates flip more and do worse on other
   images ([below](#learning-rates-with-few-images)). So it is SSVQ with nearly fixed
-  signs, and like those above it is about as good as VQ where there are more bits; only
-  for MobileNet-V2 at 4 bits it is clearly better. It is above UQ at every number of
-  bits. MVQ, and UQ at 2 bits, all but fail here: that SSVQ is far above them is not the
-  paper's small advantage.
+  signs, which reconstructs worse at few bits, and 70 steps do not make up for it. With
+  more bits it is about as good as VQ, and better for MobileNet-V2 at 4. It is above UQ
+  at every number of bits. MVQ, and UQ at 2 bits, all but fail here: that SSVQ is far
+  above them is not the paper's small advantage.
 """
 FLOAT = """## The float network
 
