@@ -50,7 +50,8 @@ class Optimization:
       label_smoothing: Share of a label given to all classes.
       accumulate: Parts that a batch is cut into; gradients are added up.
       average: Decay of a moving average of the parameters, which is then what is
-        evaluated and exported; `None` for none.
+        evaluated and exported, with the last signs and statistics of batch norms;
+        `None` for none.
       dtype: Of activations and of the weights where they are multiplied.
     """
 
@@ -133,7 +134,7 @@ class Experiment:
             raise ValueError("weights: expected a checkpoint to compress or distil")
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON, to tell whether two experiments are the same."""
+        """As JSON, to tell whether two experiments are the same; networks by name."""
         return _plain(self)
 
 
@@ -158,7 +159,8 @@ def load(path: pathlib.Path) -> Mapping[str, Experiment]:
 def _plain(value: Any) -> Any:
     if isinstance(value, ssvq.Rule):
         codec = value.codec.describe() if value.codec is not None else None
-        return {"pattern": value.pattern, "codec": codec}
+        axis = {} if value.axis is None else {"axis": value.axis}
+        return {"pattern": value.pattern, "codec": codec, **axis}
     if isinstance(value, Network):
         return value.name
     if dataclasses.is_dataclass(value):

@@ -154,7 +154,7 @@ def training_batches(
     """Endless shuffled batches; the i-th depends on the seed and i only.
 
     So a run goes on where it was with `start`, and any number of processes share the
-    same batches.
+    same batches, before `mix`.
 
     Args:
       split: Examples.

@@ -69,6 +69,8 @@ class Options:
 
 def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
+    if options.batch < 1 or (options.limit is not None and options.limit < 1):
+        raise SystemExit("--batch, --limit: expected at least 1")
     network = NETWORKS[options.network]
     model = load(network, options.weights)
     split = options.split

@@ -134,11 +134,11 @@ def execute(options: Options, compressing: bool) -> None:
 def _selected(options: Options) -> dict[str, config.Experiment]:
     """The chosen runs of the config."""
     known = config.load(options.config)
-    runs = {
-        name: experiment
-        for name, experiment in known.items()
-        if re.fullmatch(options.only, name)
-    }
+    try:
+        chosen = re.compile(options.only)
+    except re.error as error:
+        raise SystemExit(f"--only: {options.only!r} is no pattern: {error}") from None
+    runs = {name: known[name] for name in known if chosen.fullmatch(name)}
     if not runs:
         raise SystemExit(
             f"--only: {options.only!r} matches no whole name of {', '.join(known)}"

@@ -35,8 +35,18 @@ class State(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """The parameters to evaluate and export."""
-        found = self.trainable if self.average is None else self.average
+        """The parameters to evaluate and export.
+
+        Signs are those of the last step: an average would undo their freezing.
+        """
+        if self.average is None:
+            return ssvq.combine(self.trainable, self.static)
+        found = jax.tree.map(
+            lambda label, last, mean: last if label == "sign" else mean,
+            ssvq.label_tree(self.trainable),
+            self.trainable,
+            self.average,
+        )
         return ssvq.combine(found, self.static)
 
 

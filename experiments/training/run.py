@@ -35,6 +35,8 @@ from ssvq_jax.cli.checkpoint import Checkpoint
 class Execution:
     """How experiments are executed; results do not depend on it.
 
+    But for images that are mixed: every process mixes its own.
+
     Attributes:
       devices: The devices.
       data_dir: Folder of tensorflow-datasets; `None` for its default.
@@ -50,6 +52,8 @@ class Execution:
     checkpoint_every: int = 500
 
     def __post_init__(self):
+        if min(self.log_every, self.checkpoint_every) < 1:
+            raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
         if self.checkpoint_every % self.log_every:
             raise SystemExit(
                 f"--checkpoint-every: expected a multiple of {self.log_every} "

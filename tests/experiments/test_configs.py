@@ -57,8 +57,9 @@ def _compressed(params, experiment):
     return ssvq.report(tree).compressed.bits_per_weight
 
 
-def test_only_learning_rates_are_chosen_without_the_test_split():
-    for name in ("cifar10_rates", "cifar10_thresholds", "few_images_rates"):
+def test_nothing_is_chosen_by_test_images():
+    choosing = ("cifar10_rates", "cifar10_mvq", "cifar10_thresholds")
+    for name in (*choosing, "few_images_rates"):
         runs = config.load(_CONFIGS / f"{name}.py").values()
         assert all(run.data.test is None and run.data.validation for run in runs)
 
@@ -80,6 +81,45 @@ def test_missing_results_say_how_to_get_them(tmp_path, monkeypatch):
         SystemExit, match="cifar10_rates.json is missing(.|\n)*--results"
     ):
         methods.tuned_rates("vq")
+
+
+@pytest.mark.parametrize(("distill", "by"), [(False, "top1"), (True, "agreement")])
+def test_the_best_run_has_most_validation_images_right(
+    tmp_path, monkeypatch, distill, by
+):
+    monkeypatch.setattr(methods, "RESULTS", tmp_path)
+
+    def run(rate, right):
+        rates = {"rate": rate, "codebook_rate": 2 * rate, "sign_rate": 0.0}
+        other = "agreement" if by == "top1" else "top1"
+        return {
+            "experiment": {"optimization": rates, "distill": distill},
+            "validation": {by: right, other: 1000 - right},
+        }
+
+    runs = {"vq-1": run(1, 500), "vq-2": run(2, 700), "vq-3": run(3, 600)}
+    runs["mvq-4"] = run(4, 900)
+    (tmp_path / "cifar10_rates.json").write_text(json.dumps(runs))
+    found = methods.tuned_rates("vq")
+    assert found == {"rate": 2, "codebook_rate": 4, "sign_rate": 0.0}
+
+
+def test_experiments_that_differ_in_an_axis_are_described_differently():
+    def described(axis):
+        rules = (ssvq.Rule(".*/kernel", ssvq.VQ(4, 2), axis=axis),)
+        compression = config.Compression(rules=rules)
+        experiment = dataclasses.replace(
+            tiny.FLOAT, weights="file", compression=compression
+        )
+        return json.dumps(experiment.describe())
+
+    assert len({described(axis) for axis in (None, 0, 1)}) == 3
+
+
+def test_execution_refuses_intervals_below_one():
+    for name in ("log_every", "checkpoint_every"):
+        with pytest.raises(SystemExit, match="at least 1"):
+            Execution(devices=Devices.all("data"), **{name: 0})
 
 
 def test_a_missing_config_lists_the_others(tmp_path):

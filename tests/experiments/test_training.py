@@ -118,7 +118,7 @@ def test_ties_go_to_the_first_class_and_nan_is_never_right():
 
 
 def test_options_change_what_they_say(tmp_path):
-    plain = Optimization(epochs=1, batch=48)
+    plain = Optimization(epochs=1, batch=48, sign_rate=0.01)
     found = {}
     for name, changes in {
         "plain": {},
@@ -132,6 +132,12 @@ def test_options_change_what_they_say(tmp_path):
     start = tiny.tensors(tmp_path / "weights.safetensors")["head.kernel"]
     moved = {k: np.abs(x["head.kernel"] - start).max() for k, x in found.items()}
     assert 0 < moved["average"] < moved["plain"]
+    for name, kernel in found["average"].items():
+        if name.startswith("blocks") and name.endswith(
+            "kernel"
+        ):  # signs: the last ones
+            last = np.signbit(found["plain"][name])
+            np.testing.assert_array_equal(np.signbit(kernel), last, name)
     rounded = found["bfloat16"]["head.kernel"]
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded, found["plain"]["head.kernel"], atol=0.02)
