@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.methods import TITLES
+
 Run = dict[str, Any]
 
 FEW_NETWORKS = {
@@ -15,10 +17,8 @@ FEW_NETWORKS = {
 }
 """Networks of the few images, and what tables call them."""
 FEW_METHODS = {
-    "uniform": "UQ (LSQ)",
-    "vq": "VQ",
-    "mvq": "MVQ",
-    "ssvq": "SSVQ, learned + frozen",
+    **{method: TITLES[method] for method in ("uniform", "vq", "mvq")},
+    "ssvq": TITLES["frozen"],
 }
 """Methods there."""
 
@@ -59,8 +59,8 @@ def gap(ours: Sequence[Run], theirs: Sequence[Run]) -> str:
     """`difference` in points; nothing where there is nothing to compare."""
     if not ours or not theirs:
         return ""
-    mean, half = difference(ours, theirs)
-    return f"{100 * mean:+.2f} ± {100 * half:.2f}"
+    mean, spread = difference(ours, theirs)
+    return f"{100 * mean:+.2f} ± {100 * spread:.2f}"
 
 
 def share(runs: Sequence[Run], name: str) -> str:
