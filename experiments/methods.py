@@ -97,14 +97,14 @@ def at(bits: float) -> list[str]:
     return [m for m in TITLES if ("ssvq" if m in SIGNED else m) in _CODECS[bits]]
 
 
-def best(config: str, method: str) -> dict[str, Any]:
+def best(config: str, start: str) -> dict[str, Any]:
     """The run of a method that is best on the validation split.
 
     By the images that are right, or without labels by agreement with the float network.
 
     Args:
       config: Name of a config whose results have been written.
-      method: What the names of its runs start with, `METHOD-...`.
+      start: What the names of its runs start with: `START-...`.
 
     Returns:
       The description of its experiment.
@@ -120,9 +120,9 @@ def best(config: str, method: str) -> dict[str, Any]:
             f"--data-dir DIR --results {RESULTS}"
         )
     runs = json.loads(path.read_text())
-    own = [run for name, run in runs.items() if name.split("-")[0] == method]
+    own = [run for name, run in runs.items() if name.startswith(f"{start}-")]
     if not own:
-        raise SystemExit(f"{path}: no run of {method}; there are {', '.join(runs)}")
+        raise SystemExit(f"{path}: no run {start}-...; there are {', '.join(runs)}")
 
     def success(run):
         by = "agreement" if run["experiment"]["distill"] else "top1"
@@ -131,9 +131,9 @@ def best(config: str, method: str) -> dict[str, Any]:
     return max(own, key=success)["experiment"]
 
 
-def tuned_rates(method: str, config: str = "cifar10_rates") -> dict[str, Any]:
+def tuned_rates(start: str, config: str = "cifar10_rates") -> dict[str, Any]:
     """The learning rates that are best for a method; arguments as of `best`."""
-    tuned = best(config, "learned" if method == "frozen" else method)
+    tuned = best(config, "learned" if start == "frozen" else start)
     names = ("rate", "codebook_rate", "sign_rate")
     return {name: tuned["optimization"][name] for name in names}
 

@@ -41,9 +41,11 @@ CODECS = {
     "ssvq-1.5": ssvq.SSVQ(16, 8),
     "uniform-2": ssvq.Uniform(2),
     "vq-2": ssvq.VQ(64, 3, codebook_dtype="int8"),
+    "mvq-2": ssvq.MVQ(64, 4, (3, 4)),
     "ssvq-2": ssvq.SSVQ(16, 4),
     "uniform-3": ssvq.Uniform(3),
     "vq-3": ssvq.VQ(64, 2, codebook_dtype="int8"),
+    "mvq-3": ssvq.MVQ(128, 3, (2, 3)),
     "ssvq-3": ssvq.SSVQ(16, 2),
     "uniform-4": ssvq.Uniform(4),
     "vq-4": ssvq.VQ(256, 2, codebook_dtype="int8"),
@@ -77,7 +79,8 @@ def runs() -> dict[str, Experiment]:
     """NETWORK-METHOD-BITS, fewest bits first."""
     found = {}
     for name in CODECS:
-        rates = tuned_rates(name.split("-")[0], "few_images_rates")
         for network in NETS:
+            start = f"{network}-{name.split('-')[0]}"
+            rates = tuned_rates(start, "few_images_rates")
             found[f"{network}-{name}"] = matching(network, name, rates)
     return found

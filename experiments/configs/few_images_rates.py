@@ -23,25 +23,37 @@ _DATA = dataclasses.replace(
 _ALIKE = ((3e-4, 3e-4), (1e-3, 1e-3), (3e-3, 3e-3))
 # Beside those alike, some around the best of them. Signs whose rate is 0 are fixed.
 _PAIRS = {
-    "vq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
-    "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
-    "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4), (1e-3, 3e-5), (1e-3, 0.0)),
-    "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3), (3e-5, 1e-3)),
+    "efficientnet_lite0": {
+        "vq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
+        "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
+        "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4), (1e-3, 3e-5), (1e-3, 0.0)),
+        "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3), (3e-5, 1e-3)),
+    },
+    # Those alike, and the best of the above.
+    "mobilenet_v2_100_unfolded": {
+        "vq-1.5": _ALIKE,
+        "mvq-1.5": (*_ALIKE, (1e-3, 3e-3)),
+        "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4)),
+        "uniform-2": (*_ALIKE, (1e-4, 1e-3)),
+    },
 }
 
 
 def runs() -> dict[str, Experiment]:
-    """METHOD-RATE-RATE."""
+    """NETWORK-METHOD-RATE-RATE."""
     found = {}
-    for name, pairs in _PAIRS.items():
-        method = name.split("-")[0]
-        for rate, second in pairs:
-            rates = {
-                "rate": rate,
-                "codebook_rate": rate if method == "ssvq" else second,
-                "sign_rate": second,
-            }
-            shown = (np.format_float_positional(x, trim="-") for x in (rate, second))
-            run = matching("efficientnet_lite0", name, rates, _DATA)
-            found["-".join((method, *shown))] = run
+    for network, methods in _PAIRS.items():
+        for name, pairs in methods.items():
+            method = name.split("-")[0]
+            for rate, second in pairs:
+                rates = {
+                    "rate": rate,
+                    "codebook_rate": rate if method == "ssvq" else second,
+                    "sign_rate": second,
+                }
+                run = matching(network, name, rates, _DATA)
+                shown = (
+                    np.format_float_positional(x, trim="-") for x in (rate, second)
+                )
+                found["-".join((network, method, *shown))] = run
     return found

@@ -332,7 +332,7 @@ class _Run:
             right = np.packbits(test.rank < 1).tobytes()
             result["right"] = base64.b64encode(right).decode()
         if compressed:
-            report = ssvq.report(final)
+            report = ssvq.report((final, statistics))
             result["bits_per_weight"] = report.compressed.bits_per_weight
             result["ratio"] = report.compressed.ratio
             result["model_ratio"] = report.model.ratio
