@@ -69,23 +69,24 @@ def open_split(name: str, split: str, data_dir: pathlib.Path | None = None) -> S
       data_dir: The folder of tensorflow-datasets; `None` for its default.
 
     Raises:
-      SystemExit: A set that is not there, with what to do.
+      SystemExit: A set or split that is not there, with what to do.
     """
     if name == "digits":
         return _digits(split)
-    with _explained(name):
-        builder: Any = tfds.builder(name, data_dir=data_dir)
-        classes = builder.info.features["label"].num_classes
+    builder = _builder(name, data_dir)
+    known = builder.info.splits
+    with _explained(f"{name} {split}", "" if known else _preparing(name)):
+        if known and not known[split].num_examples:
+            raise ValueError("it has no images")
         source = builder.as_data_source(split=split)
-        return Split(f"{name} {split}", source, classes)
+    return Split(f"{name} {split}", source, builder.info.features["label"].num_classes)
 
 
 def splits(name: str, data_dir: pathlib.Path | None = None) -> list[str]:
-    """The names of a set's splits; arguments and errors as of `open_split`."""
+    """The names of a set's splits, if it is prepared; arguments as of `open_split`."""
     if name == "digits":
         return ["train", "test"]
-    with _explained(name):
-        return list(tfds.builder(name, data_dir=data_dir).info.splits)
+    return list(_builder(name, data_dir).info.splits)
 
 
 def sizes(
@@ -97,24 +98,42 @@ def sizes(
     """
     if name == "digits":
         return len(_digits(split)), 10, 1
-    with _explained(name):
-        info: Any = tfds.builder(name, data_dir=data_dir).info
+    info = _builder(name, data_dir).info
+    with _explained(f"{name} {split}"):
         images = info.splits[split].num_examples if info.splits else None
-        features = info.features
-        return images, features["label"].num_classes, features["image"].shape[-1]
+    features = info.features
+    return images, features["label"].num_classes, features["image"].shape[-1]
+
+
+def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
+    """A set of labelled images, prepared or not; arguments as of `open_split`."""
+    with _explained(name, _preparing(name)):
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise SystemExit(
+            f"{name}: expected images with a label each, got {', '.join(features)}"
+        )
+    return builder
+
+
+def _preparing(name: str) -> str:
+    """How to prepare a set."""
+    return (
+        "\nPrepare it once as array_record where TensorFlow is installed:\n"
+        f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
+        "and name that folder: --data-dir DIR"
+    )
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Errors of a set that cannot be read, with what to do."""
+def _explained(name: str, advice: str = "") -> Iterator[None]:
+    """Errors of a set or split that cannot be read, with what to do."""
     try:
         yield
-    except Exception as error:
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
         raise SystemExit(
-            f"cannot read the data set {name!r}: {error}\n"
-            f"Prepare it once as array_record where TensorFlow is installed:\n"
-            f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
-            f"and name that folder: --data-dir DIR"
+            f"cannot read the data set {name!r}: {error}{advice}"
         ) from error
 
 
@@ -129,12 +148,15 @@ def _digits(split: str) -> Split:
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(part)], num_bytes=0)
         for name, part in parts.items()
     }
-    instruction = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    chosen = [
-        i
-        for piece in instruction
-        for i in parts[piece.splitname][piece.from_ : piece.to]
-    ]
+    with _explained(f"digits {split}"):
+        instruction = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        chosen = [
+            i
+            for piece in instruction
+            for i in parts[piece.splitname][piece.from_ : piece.to]
+        ]
+        if not chosen:
+            raise ValueError("it has no images")
     examples = [{"image": images[i], "label": digits.target[i]} for i in chosen]
     return Split(f"digits {split}", examples, 10)
 

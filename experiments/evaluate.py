@@ -56,11 +56,9 @@ class Options:
     dataset: str = "imagenet_sample"
     """Image-classification set of tensorflow-datasets, prepared as array_record."""
     split: str | None = None
-    """Split; validation or test where not given."""
+    """Split, such as test[:1000]; validation or test where not given."""
     data_dir: pathlib.Path | None = None
     """Folder of the data sets."""
-    limit: int | None = None
-    """First so many images only."""
     batch: int = 50
     """Images at a time."""
     json: bool = False
@@ -69,16 +67,14 @@ class Options:
 
 def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
-    if options.batch < 1 or (options.limit is not None and options.limit < 1):
-        raise SystemExit("--batch, --limit: expected at least 1")
+    if options.batch < 1:
+        raise SystemExit("--batch: expected at least 1")
     network = NETWORKS[options.network]
     model = load(network, options.weights)
     split = options.split
     if split is None:
         names = data.splits(options.dataset, options.data_dir)
         split = "validation" if "validation" in names else "test"
-    if options.limit is not None:
-        split = f"{split}[:{options.limit}]"
     images = data.open_split(options.dataset, split, options.data_dir)
     found = evaluate(model, network, images, options.batch, quiet=options.json)
     counts = found.counts()

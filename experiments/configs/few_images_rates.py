@@ -1,4 +1,4 @@
-"""Learning rates of few_images.py, for EfficientNet-Lite0 at 1.5 bits (UQ at 2).
+"""Learning rates of few_images.py, at 1.5 bits (UQ at 2).
 
 python -m experiments.compress experiments/configs/few_images_rates.py \
     --data-dir ../shared/tfds --results experiments/results
@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 
 from experiments.config import Experiment
-from experiments.configs.few_images import DATA, matching
+from experiments.configs.few_images import DATA, NETS, matching
 
 _DATA = dataclasses.replace(
     DATA, train="validation[:500]", validation="validation[500:700]", test=None
@@ -23,27 +23,18 @@ _DATA = dataclasses.replace(
 _ALIKE = ((3e-4, 3e-4), (1e-3, 1e-3), (3e-3, 3e-3))
 # Beside those alike, some around the best of them. Signs whose rate is 0 are fixed.
 _PAIRS = {
-    "efficientnet_lite0": {
-        "vq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
-        "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
-        "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4), (1e-3, 3e-5), (1e-3, 0.0)),
-        "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3), (3e-5, 1e-3)),
-    },
-    # Those alike, and the best of the above.
-    "mobilenet_v2_100_unfolded": {
-        "vq-1.5": _ALIKE,
-        "mvq-1.5": (*_ALIKE, (1e-3, 3e-3)),
-        "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4)),
-        "uniform-2": (*_ALIKE, (1e-4, 1e-3)),
-    },
+    "vq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3)),
+    "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
+    "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4), (1e-3, 3e-5), (1e-3, 0.0)),
+    "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3), (3e-5, 1e-3)),
 }
 
 
 def runs() -> dict[str, Experiment]:
     """NETWORK-METHOD-RATE-RATE."""
     found = {}
-    for network, methods in _PAIRS.items():
-        for name, pairs in methods.items():
+    for network in NETS:
+        for name, pairs in _PAIRS.items():
             method = name.split("-")[0]
             for rate, second in pairs:
                 rates = {

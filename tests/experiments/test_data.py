@@ -36,6 +36,27 @@ def test_a_missing_data_set_says_what_to_do(tmp_path):
         data.splits("none", tmp_path)
 
 
+def test_a_wrong_split_says_why():
+    for split, why in (
+        ("none", r"Unknown split 'none'. Should be one of \['train', 'test'\]"),
+        ("train[:10][:5]", "Unrecognized split format"),
+        ("train[:0]", "no images"),
+    ):
+        with pytest.raises(SystemExit, match=why):
+            data.open_split("digits", split)
+        with pytest.raises(SystemExit, match=why) as raised:
+            data.open_split("cifar10", split, shared("tfds"))
+        assert "tfds build" not in str(raised.value)
+
+
+def test_a_set_without_labels_says_so():
+    with (
+        tfds.testing.mock_data(num_examples=5),
+        pytest.raises(SystemExit, match="expected images with a label each, got"),
+    ):
+        data.open_split("downsampled_imagenet", "train")
+
+
 def test_reads_tensorflow_datasets_without_tensorflow():
     folder = shared("tfds")
     split = data.open_split("cifar10", "test[10:60]", folder)
