@@ -277,13 +277,16 @@ def _rates(results: Results) -> str:
 
 def _few_rates(results: Results) -> str:
     runs = results["few_images_rates"]
-    rows = [
-        [*row, f"{run['curve'][-1]['loss']:.2f}"]
-        for row, run in zip(_best_marked(runs, "agreement"), runs.values(), strict=True)
-    ]
-    table = markdown.table(
-        ["method", "rates", "agrees, %", "loss in the last epoch"], rows
-    )
+    header, pairs = ["method", "rates"], {}
+    for network, title in FEW_NETWORKS.items():
+        own = {k.split("-", 1)[1]: v for k, v in runs.items() if k.startswith(network)}
+        header += [f"{title}: agrees, %", "loss in the last epoch"]
+        for row, run in zip(_best_marked(own, "agreement"), own.values(), strict=True):
+            method, rates, agrees = row
+            pairs.setdefault((method, rates), [method, rates]).extend(
+                [agrees, f"{run['curve'][-1]['loss']:.2f}"]
+            )
+    table = markdown.table(header, pairs.values())
     return _filled(text.FEW_RATES, "few_images_rates", runs, table=table)
 
 

@@ -132,9 +132,7 @@ def _explained(name: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
-        raise SystemExit(
-            f"cannot read the data set {name!r}: {error}{advice}"
-        ) from error
+        raise SystemExit(f"{name}: cannot be read: {error}{advice}") from error
 
 
 def _digits(split: str) -> Split:

@@ -1,6 +1,7 @@
 """Runs of experiments: what they learn, write, and take up again."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import pytest
 from flax import nnx
 
 import ssvq_jax as ssvq
+from experiments import data
 from experiments.config import Compression, Optimization
 from experiments.training.devices import Devices
 from experiments.training.evaluation import judge
@@ -305,6 +307,38 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
     assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
     curves = [_losses(folder / "config" / "run") for folder in (undisturbed, killed)]
     assert curves[0] == curves[1] and len(curves[0]) == 120
+
+
+def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
+    rules = (ssvq.Rule("hidden/kernel", ssvq.SSVQ(4, 8)),)
+    compression = dataclasses.replace(tiny.FROZEN, rules=rules)
+    experiment = tiny.compressed(tmp_path, network=tiny.NORMED, compression=compression)
+    batches = data.training_batches
+
+    def interrupted(*args, **options):
+        yield from itertools.islice(batches(*args, **options), 15)
+        raise KeyboardInterrupt
+
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    result = tiny.execute(experiment, whole)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(data, "training_batches", interrupted)
+        tiny.execute(experiment, parted)
+    tiny.execute(experiment, parted)
+    assert _losses(whole) == _losses(parted)
+    start, *ends = (
+        tiny.tensors(path)
+        for path in (
+            pathlib.Path(experiment.weights),
+            *(folder / "model.ssvq.safetensors" for folder in (whole, parted)),
+        )
+    )
+    for name in ends[0]:
+        np.testing.assert_array_equal(ends[0][name], ends[1][name], name)
+    assert not np.allclose(ends[0]["norm.mean"], start["norm.mean"])
+    # The ratio of the whole model is that of what the file holds, statistics included.
+    stored = ssvq.report(ssvq.load(whole / "model.ssvq.safetensors")).model
+    assert result["model_ratio"] == stored.ratio
 
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path):

@@ -34,17 +34,32 @@ FROZEN = Compression(rules=RULES, freezing=Freezing(checks=10, threshold=(0.01, 
 SHORT = Optimization(epochs=6, batch=48, sign_rate=0.01, average=0.9)
 
 
-def weights(folder: pathlib.Path) -> str:
+class _Normed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(64, 32, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
+        self.classifier = nnx.Linear(32, 10, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.hidden(images.reshape(len(images), -1))
+        return self.classifier(nnx.relu(self.norm(x)))
+
+
+NORMED = Network("normed", _Normed, 8)
+
+
+def weights(folder: pathlib.Path, network: Network = NETWORK) -> str:
     """A checkpoint of random weights."""
     path = folder / "weights.safetensors"
-    params = nnx.state(NETWORK.build(nnx.Rngs(1)), nnx.Param)
-    checkpoint.save(path, nnx.to_pure_dict(params), {})
+    states = nnx.split(network.build(nnx.Rngs(1)), nnx.Param, nnx.BatchStat)[1:]
+    checkpoint.save(path, *map(nnx.to_pure_dict, states))
     return str(path)
 
 
 def compressed(folder: pathlib.Path, **changes) -> Experiment:
     """Fine-tuning of SSVQ with freezing."""
-    experiment = dataclasses.replace(FLOAT, weights=weights(folder), compression=FROZEN)
+    start = weights(folder, changes.get("network", NETWORK))
+    experiment = dataclasses.replace(FLOAT, weights=start, compression=FROZEN)
     return dataclasses.replace(experiment, **changes)
 
 
