@@ -193,8 +193,7 @@ FEW = """## Few images
 epochs; 300 held out, so a share of them is known to ± 6 points at most. "Agrees": has
 the float network's first class. All in %. Pointwise kernels and the classifier are
 compressed by the codec, depthwise kernels and the stem to 8 bits; bits and ratio are of
-all these, "whole" of all parameters (without the running statistics of batch norms:
-with them the file of EfficientNet-Lite0 at 1.5 bits is 13.4 times smaller).
+all these, "whole" of the model, running statistics of batch norms included.
 
 - Of all 1,000 images the float networks have 86.8 % (EfficientNet-Lite0) and 86.5 %
   right (`python -m experiments.evaluate`). They may have seen them in training.
@@ -203,7 +202,9 @@ with them the file of EfficientNet-Lite0 at 1.5 bits is 13.4 times smaller).
   norms had been folded; it got some back with the moments of the 700 images (`python -m
   experiments.unfold`, a minute). Without them VQ, MVQ and SSVQ stayed at chance at 1.5
   bits (seen once, not kept).
-- Rates are those that are best for EfficientNet-Lite0. MVQ was run at 1.5 bits only.
+- Rates were tuned for each method and network at 1.5 bits (UQ: 2;
+  [below](#learning-rates-with-few-images)). MVQ stops at 3 bits: for 4 it would need
+  more codewords than the smallest kernel has blocks, or keep one weight of two.
 
 {tables}
 

@@ -68,13 +68,14 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     memory: Any = compiled.memory_analysis()
 
     report = ssvq.report(params)
+    whole = ssvq.report((params, program.statistics)).model
     rows = {
         "weights": weights,
         "parameters": f"{report.model.weights:,}",
         "of them compressed": f"{report.compressed.weights:,}",
         "bits per compressed weight": f"{report.compressed.bits_per_weight:.3f}",
         "ratio to float32, compressed weights": f"{report.compressed.ratio:.1f}",
-        "ratio to float32, whole model": f"{report.model.ratio:.1f}",
+        "ratio to float32, whole model": f"{whole.ratio:.1f}",
         "images": f"{source.name} {source.train}"
         + (f", {images:,}" if images else " (missing)"),
         "steps": (f"{steps:,}" if images else f"those of {options.epochs:g} epochs")

@@ -40,13 +40,28 @@ def test_every_config_gives_runs_and_says_how_to_run_them(name):
     assert runs and all(isinstance(run, Experiment) for run in runs.values())
     for run in runs.values():
         assert json.loads(json.dumps(run.describe())) == run.describe()
-        held_out = {run.data.validation, run.data.test}
-        assert run.data.train not in held_out
+    for source in {run.data for run in runs.values()}:
+        splits = [x for x in (source.train, source.validation, source.test) if x]
+        images = [image for split in splits for image in _images(split)]
+        assert len(images) == len(set(images)) and len(splits) > 1
     compressing = [run for run in runs.values() if run.compression]
     different = {(run.network.name, run.compression): run for run in compressing}
     for run in different.values():
         model = nnx.eval_shape(lambda run=run: run.network.build(nnx.Rngs(0)))
         assert _compressed(nnx.to_pure_dict(nnx.state(model, nnx.Param)), run)
+
+
+def _images(split):
+    """A split's images, if all parts of the set were as large as CIFAR's."""
+    size = 50_000
+    parts = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
+        for name in ("train", "validation", "test")
+    }
+    for piece in tfds.core.ReadInstruction.from_spec(split).to_absolute(parts):
+        chosen = range(size)[piece.from_ : piece.to]
+        assert chosen
+        yield from ((piece.splitname, i) for i in chosen)
 
 
 def _compressed(params, experiment):

@@ -1,6 +1,7 @@
 """The networks against what is known of their checkpoints."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from experiments.models.zoo import NETWORKS, crop
 from tests.shared import shared
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def test_every_network_can_be_evaluated():
+    assert set(typing.get_args(evaluate.Name)) == set(NETWORKS)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
