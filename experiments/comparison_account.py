@@ -30,12 +30,22 @@ _CLAIMS = (
 # SSVQ against a method; the paper's points for both networks.
 _FEW_CLAIMS = (("vq", "", ""), ("mvq", "+1.3", "+0.8"), ("uniform", "", ""))
 
+SOURCES = (
+    "cifar10_headline",
+    "cifar10_bits",
+    "cifar10_ablation",
+    "dominance",
+    "few_images",
+)
+"""Configs whose results the account takes."""
+
 _Runs = Callable[[str, str], list[Run]]
 
 
 def account(results: dict[str, dict[str, Any]]) -> str:
-    """The section, from the results of the headline, the bits and few images."""
+    """The section, from the results that `SOURCES` names."""
     longest, images = seeds(results["cifar10_headline"]), results["few_images"]
+    ablation, cosines = results["cifar10_ablation"], results["dominance"]["methods"]
 
     def long(method: str, bits: str) -> list[Run]:
         return longest.get((method, "32" if method == "float" else bits), [])
@@ -67,6 +77,8 @@ def account(results: dict[str, dict[str, Any]]) -> str:
     ]
     few_columns = [(f"{b} bits", few, b) for b in ("1.5", "2", "3", "4")]
     net = next(iter(FEW_NETWORKS))
+    tenth, tenfold = (named(ablation, f"sign_rate-{x}-learned") for x in ("0.1", "10"))
+    moved = "an epoch: bottom 60 %"
     return text.ACCOUNT.format(
         learned_more=points(long("learned", "1.5"), long("vq", "1.5")),
         learned_fewer=points(long("learned", "1.25"), long("vq", "1.25")),
@@ -76,6 +88,11 @@ def account(results: dict[str, dict[str, Any]]) -> str:
         vq_more=points(long("float", "1.5"), long("vq", "1.5")),
         vq_fewer=points(long("float", "1.25"), long("vq", "1.25")),
         freezing=gap(long("frozen", "1.5"), long("learned", "1.5")),
+        cosine=f"{cosines['learned'][moved]:.2f}",
+        cosine_vq=f"{cosines['vq'][moved]:.2f}",
+        tenth=points(short("learned", "1.5"), tenth),
+        tenfold=points(short("learned", "1.5"), tenfold),
+        tenfold_flipped=share(tenfold, "flipped"),
         frozen=share(long("frozen", "1.5"), "frozen"),
         flipped=share(long("frozen", "1.5"), "flipped"),
         uniform=gap(long("uniform", "2"), long("float", "2")),

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import comparison_text as text
 from experiments import markdown
-from experiments.comparison_account import account
+from experiments.comparison_account import SOURCES, account
 from experiments.comparison_numbers import (
     FEW_METHODS,
     FEW_NETWORKS,
@@ -57,7 +57,7 @@ def page(results: Results) -> str:
         "few_images_rates": _few_rates,
     }
     parts = [text.INTRODUCTION]
-    if {"cifar10_headline", "cifar10_bits", "few_images"} <= results.keys():
+    if results.keys() >= set(SOURCES):
         parts.append(account(results))
     for name, section in sections.items():
         if name in results:

@@ -68,10 +68,10 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   too: both spend 12 bits on 8 weights there, VQ on two of 64 signed codewords, SSVQ on
   one of 16 magnitudes and on 8 signs. VQ's choice reconstructs better.
 - Learned signs let blocks with small gradients move where these say, which VQ's
-  codewords do not: in an epoch, cosines of 0.10 instead of 0.03
+  codewords do not: in an epoch, cosines of {cosine} instead of {cosine_vq}
   ([below](#gradient-dominance)). That much fits the paper's reason.
 - Of the signs' learning rate and latent scale only the ratio counts. It matters: a
-  tenth costs one point, ten times three.
+  tenth costs {tenth} points, ten times {tenfold}.
 
 **What does not.**
 
@@ -85,9 +85,9 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   with the threshold that is best, {frozen} of the signs are frozen in the end, nearly
   all after the sixth of ten epochs; {flipped} have flipped. Lower thresholds freeze up
   to a tenth, and gain nothing either. Freezing is meant to stop signs that flip back
-  and forth; ten times the rate makes a quarter of them flip and costs three points, and
-  freezing (at the same threshold) does not win them back. The intervals here are 8 to
-  88 steps of a thousand, the paper's 100 to 1,000 of many more.
+  and forth; at ten times the rate {tenfold_flipped} of them flip, and freezing (at the
+  same threshold) does not win back what that costs. The intervals here are 8 to 88
+  steps of a thousand, the paper's 100 to 1,000 of many more.
 - That a few blocks with large gradients lead their codeword is not seen: its gradient
   agrees with theirs no more than if the blocks had nothing in common. It is small
   blocks that agree a little more than that.
@@ -228,12 +228,13 @@ everything again.
 """
 FEW_RATES = """## Learning rates with few images
 
-EfficientNet-Lite0 at 1.5 bits (UQ at 2), 500 of the 700 images to learn from and 200 to
-choose by, without labels: by agreement with the float network (± 7 points: only large
-differences count). The first rate is that of all that is not compressed; the second
-that of codebooks, of steps, or of learned signs, whose codebooks have the first. SSVQ
-overfits: the more signs flip, the less it agrees with the float network on other
-images. A rate of 0, which leaves the signs as they were, does as well as the best.
+At 1.5 bits (UQ at 2), 500 of the 700 images to learn from and 200 to choose by, without
+labels: by agreement with the float network (± 7 points: only large differences count;
+of equal ones the first is taken). The first rate is that of all that is not compressed;
+the second that of codebooks, of steps, or of learned signs, whose codebooks have the
+first. SSVQ overfits: the more signs flip, the less it agrees with the float network on
+other images. A rate of 0, which leaves the signs as they were, does as well as the
+best. At most four of the 200 images tell MVQ's rates on MobileNet-V2 apart.
 
 {table}
 

@@ -5,9 +5,10 @@ python -m experiments.compress experiments/configs/few_images_rates.py \
 
 Of the 700 images without labels, 500 to match the float network on and 200 to choose
 by, by agreement with it. Five to seven pairs of rates for each method: of all that is
-not compressed, and of codebooks, steps or signs (whose codebooks have the first). 24
-runs of four minutes on 2 CPU cores. Expect VQ to agree on a third of the images, SSVQ
-on a quarter, UQ and MVQ on a tenth.
+not compressed, and of codebooks, steps or signs (whose codebooks have the first). 48
+runs of two to four minutes on 2 CPU cores. Expect of EfficientNet-Lite0 VQ to agree on
+a third of the images, SSVQ on a quarter, UQ and MVQ on a tenth; of MobileNet-V2 VQ on a
+sixth, SSVQ on a tenth, UQ and MVQ on a few.
 """
 
 import dataclasses

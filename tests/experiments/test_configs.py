@@ -278,7 +278,7 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
             *("float-32-0", "uniform-2-0", "vq-1.5-0", "vq-1.5-1", "frozen-1.5-0"),
             *("learned-1.5-0", "vq-1.25-0", "learned-1.25-0"),
         ],
-        "cifar10_bits": ["float", "vq-1.5", "frozen-1.5", "uniform-2"],
+        "cifar10_bits": ["float", "vq-1.5", "learned-1.5", "frozen-1.5", "uniform-2"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
         "few_images": [
             "mobilenet_v2_100_unfolded-uniform-2",
@@ -288,17 +288,24 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
             "efficientnet_lite0-ssvq-0.001-0.001",
             "mobilenet_v2_100_unfolded-ssvq-0.001-0.001",
         ],
-        "cifar10_mvq": ["mvq-4of8"],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
         "cifar10_thresholds": ["frozen-0.1"],
-        "cifar10_ablation": ["epochs-1-learned", "interval-12-majority"],
+        "cifar10_ablation": [
+            *("epochs-1-learned", "interval-12-majority"),
+            *("sign_rate-0.1-learned", "sign_rate-10-learned"),
+        ],
     }
     for name, runs in names.items():
         contents = {run: _run() for run in runs}
         (tmp_path / f"{name}.json").write_text(json.dumps(contents))
+    cosines = {"an epoch: top 5 %": 0.6, "an epoch: bottom 60 %": 0.125}
+    measured = {"images": 10, "steps": 5, "minutes": 1.0, "command": "python -m x"}
+    measured["methods"] = {"vq": cosines, "learned": cosines}
+    (tmp_path / "dominance.json").write_text(json.dumps(measured))
     assert comparison.main(comparison.Options(tmp_path)) == 0
     page = (tmp_path / "README.md").read_text()
-    assert "Not run yet: dominance" in page and page.count("Not run yet") == 1
+    assert "Not run yet: cifar10_mvq" in page and page.count("Not run yet") == 1
+    assert "cosines of 0.12 instead of 0.12" in page
     assert "+0.00 ± 0.00" in page and "50.00" in page and "agrees" in page
     for plot in ("pareto", "curves", "few_images"):
         assert (tmp_path / f"{plot}.png").stat().st_size > 10_000
