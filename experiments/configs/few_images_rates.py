@@ -28,11 +28,12 @@ _PAIRS = {
     "mvq-1.5": (*_ALIKE, (3e-4, 1e-3), (1e-3, 3e-3), (1e-3, 1e-2)),
     "ssvq-1.5": (*_ALIKE, (1e-3, 1e-4), (1e-3, 3e-4), (1e-3, 3e-5), (1e-3, 0.0)),
     "uniform-2": (*_ALIKE, (1e-4, 1e-3), (3e-4, 3e-3), (3e-5, 1e-3)),
+    "uniform-3": ((1e-4, 1e-3), (3e-4, 1e-3), (1e-3, 1e-3)),
 }
 
 
 def runs() -> dict[str, Experiment]:
-    """NETWORK-METHOD-RATE-RATE."""
+    """NETWORK-METHOD-BITS-RATE-RATE."""
     found = {}
     for network in NETS:
         for name, pairs in _PAIRS.items():
@@ -47,5 +48,5 @@ def runs() -> dict[str, Experiment]:
                 shown = (
                     np.format_float_positional(x, trim="-") for x in (rate, second)
                 )
-                found["-".join((network, method, *shown))] = run
+                found["-".join((network, name, *shown))] = run
     return found
