@@ -277,16 +277,22 @@ def _rates(results: Results) -> str:
 
 def _few_rates(results: Results) -> str:
     runs = results["few_images_rates"]
-    header, pairs = ["method", "rates"], {}
-    for network, title in FEW_NETWORKS.items():
-        own = {k.split("-", 1)[1]: v for k, v in runs.items() if k.startswith(network)}
+    groups: dict[tuple[str, str], dict[str, Run]] = {}
+    for name, run in runs.items():
+        network, method, bits, rates = name.split("-", 3)
+        groups.setdefault((network, bits), {})[f"{method}-{rates}"] = run
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for (network, bits), own in groups.items():
+        column = 2 * list(FEW_NETWORKS).index(network)
+        marked = _best_marked(own, "agreement")
+        for (method, rates, agrees), run in zip(marked, own.values(), strict=True):
+            key = (method, bits, rates)
+            cells = rows.setdefault(key, [""] * 2 * len(FEW_NETWORKS))
+            cells[column : column + 2] = agrees, f"{run['curve'][-1]['loss']:.2f}"
+    header = ["method", "bits", "rates"]
+    for title in FEW_NETWORKS.values():
         header += [f"{title}: agrees, %", "loss in the last epoch"]
-        for row, run in zip(_best_marked(own, "agreement"), own.values(), strict=True):
-            method, rates, agrees = row
-            pairs.setdefault((method, rates), [method, rates]).extend(
-                [agrees, f"{run['curve'][-1]['loss']:.2f}"]
-            )
-    table = markdown.table(header, pairs.values())
+    table = markdown.table(header, [[*key, *cells] for key, cells in rows.items()])
     return _filled(text.FEW_RATES, "few_images_rates", runs, table=table)
 
 

@@ -285,8 +285,8 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
             *("efficientnet_lite0-vq-1.5", "efficientnet_lite0-ssvq-1.5"),
         ],
         "few_images_rates": [
-            "efficientnet_lite0-ssvq-0.001-0.001",
-            "mobilenet_v2_100_unfolded-ssvq-0.001-0.001",
+            "efficientnet_lite0-ssvq-1.5-0.001-0.001",
+            "mobilenet_v2_100_unfolded-ssvq-1.5-0.001-0.001",
         ],
         "cifar10_rates": ["vq-0.001", "learned-0.001-0.003"],
         "cifar10_thresholds": ["frozen-0.1"],
