@@ -6,10 +6,10 @@ python -m experiments.compress experiments/configs/few_images_rates.py \
 Of the 700 images without labels, 500 to match the float network on and 200 to choose
 by, by agreement with it. Five to seven pairs of rates for each method (UQ at 3 bits:
 three): of all that is not compressed, and of codebooks, steps or signs (whose codebooks
-have the first). 54 runs of two to four minutes on 2 CPU cores. Expect of EfficientNet-
-Lite0 VQ to agree on a third of the images, SSVQ on a quarter, UQ and MVQ on a tenth; of
-MobileNet-V2 VQ on a sixth, SSVQ on a tenth, UQ and MVQ on a few. UQ at 3 bits agrees on
-half to two thirds.
+have the first). 54 runs of two to four minutes on 2 CPU cores. Expect of
+EfficientNet-Lite0 VQ to agree on a third of the images, SSVQ on a quarter, UQ and MVQ
+on a tenth; of MobileNet-V2 VQ on a sixth, SSVQ on a tenth, UQ and MVQ on a few. UQ at 3
+bits agrees on half to two thirds.
 """
 
 import dataclasses
