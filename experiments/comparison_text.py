@@ -5,8 +5,9 @@ INTRODUCTION = """# Does SSVQ pay?
 SSVQ against vector quantization (VQ), masked vector quantization (MVQ) and learned
 uniform quantization (UQ, LSQ) at nearly equal stored bits: codebooks, masks and steps
 are counted, and what is stored exactly is in every table. All methods see the same
-batches for the same number of steps; none was chosen by test images. Learning rates
-were tuned per method at 1.5 bits (UQ: 2) on a validation split. All on 2 CPU cores,
+batches for the same number of steps. Learning rates were tuned per method at 1.5 bits
+(UQ: 2) on a validation split; other bits take the same. Nothing was chosen by test
+images, but for two decisions with [few images](#few-images). All on 2 CPU cores,
 float32.
 
 Intervals are of 95 % over the test images, for the networks trained here: other seeds
@@ -40,8 +41,8 @@ ACCOUNT = """## What agrees with the paper, and what does not
 and MVQ below 3 bits: by {learned_more} points over VQ at 1.5 bits and {learned_fewer}
 at 1.25 after ten epochs, which is {back_more} and {back_fewer} of what VQ loses.
 Freezing the signs adds nothing to that. With only 700 images its signs cannot be
-learned: VQ is better at 1.5 bits and about as good at 2 and 3; uniform quantization is
-far below both at 2. With the whole data set and ten epochs uniform quantization loses
+learned: VQ is as good or better from 1.5 to 3 bits; uniform quantization is far below
+both at 2. With the whole data set and ten epochs uniform quantization loses
 nothing at 2 bits; below, it cannot go.
 
 Points of top-1 between methods, after fine-tuning, beside the paper's on ImageNet
@@ -58,15 +59,16 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
 
 - Learning the signs is what SSVQ gives: it beats VQ and MVQ at 1.25, 1.5 and 2 bits. At
   3 bits, where VQ loses a point, nothing can be told apart. Training longer widens the
-  gap: VQ hardly improves from three epochs to ten, learned signs do.
+  gap at 1.5 bits: VQ hardly improves from three epochs to ten, learned signs do.
 - Of what VQ loses, learned signs win back {back_more} at 1.5 bits. In the paper it is
   about 7 of 25 points, with freezing 12 to 15.
 - Fewer bits, yet better: learned signs at 1.25 bits are {fewer_bits} points above VQ at
   1.5, after ten epochs.
-- With fixed signs SSVQ is as good as VQ, and no better: from 1.5 bits on nothing can be
-  told apart after ten epochs. At 1.25 bits it is worse, and before fine-tuning at 1.5,
-  too: both spend 12 bits on 8 weights there, VQ on two of 64 signed codewords, SSVQ on
-  one of 16 magnitudes and on 8 signs. VQ's choice reconstructs better.
+- With fixed signs SSVQ is as good as VQ, and no better: at 1.5 bits nothing can be told
+  apart after ten epochs, at 2 and 3 after three. At 1.25 bits it is worse, and before
+  fine-tuning at 1.5, too: both spend 12 bits on 8 weights there, VQ on two of 64 signed
+  codewords, SSVQ on one of 16 magnitudes and on 8 signs. VQ's choice reconstructs
+  better.
 - Learned signs let blocks with small gradients move where these say, which VQ's
   codewords do not: in an epoch, cosines of {cosine} instead of {cosine_vq}
   ([below](#gradient-dominance)). That much fits the paper's reason.
@@ -84,13 +86,13 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   as between the paper's best and worst, would have shown. There is little for it to do:
   with the threshold that is best, {frozen} of the signs are frozen in the end, nearly
   all after the sixth of ten epochs; {flipped} have flipped. Lower thresholds freeze up
-  to a tenth, and gain nothing either. Freezing is meant to stop signs that flip back
+  to a tenth, and lose. Freezing is meant to stop signs that flip back
   and forth; at ten times the rate {tenfold_flipped} of them flip, and freezing (at the
   same threshold) does not win back what that costs. The intervals here are 8 to 88
   steps of a thousand, the paper's 100 to 1,000 of many more.
-- That a few blocks with large gradients lead their codeword is not seen: its gradient
-  agrees with theirs no more than if the blocks had nothing in common. It is small
-  blocks that agree a little more than that.
+- As in the paper a codeword's gradient agrees with its large blocks several times as
+  much as with its small ones, but at a third of the paper's level. The same gradients
+  with random signs give nearly the same figures: their sizes explain them.
 - Uniform quantization at 2 bits is {uniform} points from the float network after ten
   epochs, better than anything at 1.5 bits. (SSVQ at 2 bits had three epochs, as had UQ
   beside it.)
@@ -100,9 +102,9 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   images ([below](#learning-rates-with-few-images)). So it is SSVQ with nearly fixed
   signs, which reconstructs worse at few bits, and 70 steps do not make up for it. With
   more bits it is about as good as VQ, and better for MobileNet-V2 at 4. It is above UQ
-  at every number of bits. MVQ all but fails at 1.5 bits, as UQ does at 2: that SSVQ is
-  far above them there is not the paper's small advantage. At 2 bits MVQ is as good as
-  SSVQ, at 3 below it.
+  at every number of bits, as UQ was tuned. MVQ all but fails at 1.5 bits, as UQ does at
+  2: that SSVQ is far above them there is not the paper's small advantage. At 2 bits MVQ
+  is as good as SSVQ, at 3 below it.
 """
 FLOAT = """## The float network
 
@@ -135,7 +137,8 @@ BITS = """## Accuracy against bits
 
 Three epochs each. The float network fine-tuned alike: {float} %. Codecs are
 (codewords, block), MVQ's with the weights kept as (N, M), UQ's (bits). Codebooks are
-stored in float16, MVQ's and those marked so in int8.
+stored in float16, MVQ's and those marked so in int8. MVQ has fewest bits at 3. UQ's
+rates were tuned at 2 bits, which may cost it something at 3 and 4.
 
 {table}
 
@@ -197,15 +200,17 @@ compressed by the codec, depthwise kernels and the stem to 8 bits; bits and rati
 all these, "whole" of the model, running statistics of batch norms included.
 
 - Of all 1,000 images the float networks have 86.8 % (EfficientNet-Lite0) and 86.5 %
-  right (`python -m experiments.evaluate`). They may have seen them in training.
+  right (`python -m experiments.evaluate NETWORK FILE --data-dir DIR`). They may have
+  seen them in training.
 - There is one image per class: none of the classes tested is among the 700.
 - MobileNet-V2's weights are 8-bit already: an 8-bit baseline, no float one. Its batch
   norms had been folded; it got some back with the moments of the 700 images (`python -m
   experiments.unfold`, a minute). Without them VQ, MVQ and SSVQ stayed at chance at 1.5
-  bits (seen once, not kept).
+  bits (seen once on the test images, not kept).
 - Rates were tuned for each method and network at 1.5 bits; UQ's at 2, and for 3 and 4
   at 3 ([below](#learning-rates-with-few-images)): at 2 it hardly works, and the rates
-  that seem best there left MobileNet-V2 at 36 % at 4 bits. MVQ on MobileNet-V2 hardly
+  that seem best there left MobileNet-V2 at 36 % at 4 bits, on the test images. At 3 its
+  lowest rate is best: a lower one might be better still. MVQ on MobileNet-V2 hardly
   works at 1.5 bits; tuned at 3, it might be better there.
 - A run is repeated bit for bit on one machine only: on another UQ had 151 and 232
   images right at 3 and 4 bits on MobileNet-V2, not 160 and 228.
