@@ -156,8 +156,9 @@ def _resized_crop(
         across = down = min(height, width)
         left, top = (width - across) // 2, (height - down) // 2
     box = (left, top, left + across, top + down)
-    picture = Image.fromarray(image)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC, box)
+    return np.asarray(resized).reshape(size, size, -1)
 
 
 def _erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -79,14 +79,15 @@ def crop(image: np.ndarray, size: int) -> np.ndarray:
     """The centre of an image of which the short side is made 8/7 of `size`, bicubic.
 
     Args:
-      image: uint8 `(height, width, 3)`.
+      image: uint8 `(height, width, channels)`, one or three.
       size: Height and width of the result; images of this size are left as they are.
     """
     if image.shape[:2] == (size, size):
         return image
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     scale = size * 8 / 7 / min(picture.size)
     width, height = (round(scale * n) for n in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    cropped = np.asarray(picture.crop((left, top, left + size, top + size)))
+    return cropped.reshape(size, size, -1)

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from experiments import augmentation, data
 from experiments.augmentation import DEIT, Augment, Augmentation, Mix, mixing
+from experiments.models.zoo import crop
 from tests.shared import shared
 
 
@@ -74,6 +75,18 @@ def test_any_set_of_tensorflow_datasets_by_name():
             split = data.open_split(name, "train")
             assert len(split) == 5 and split.classes == classes
             assert split[0]["image"].ndim == 3 and 0 <= split[0]["label"] < classes
+
+
+def test_images_of_one_channel_are_cropped_like_others():
+    grey = np.arange(28 * 30, dtype=np.uint8).reshape(28, 30, 1)
+    colour = np.repeat(grey, 3, axis=2)
+    scaled = Augment(Augmentation(scale=(0.3, 1.0)), 16)
+    for cut in (
+        lambda image: crop(image, 16),
+        lambda image: scaled({"image": image}, np.random.default_rng(0))["image"],
+    ):
+        assert cut(grey).shape == (16, 16, 1)
+        np.testing.assert_array_equal(cut(grey)[..., 0], cut(colour)[..., 0])
 
 
 def test_digits_are_cut_like_other_sets():
