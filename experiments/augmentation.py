@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from experiments.data import Example
-from experiments.models.zoo import crop
+from experiments.models.zoo import crop, from_pillow, to_pillow
 
 _GRAY = (128, 128, 128)
 
@@ -156,9 +156,8 @@ def _resized_crop(
         across = down = min(height, width)
         left, top = (width - across) // 2, (height - down) // 2
     box = (left, top, left + across, top + down)
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = picture.resize((size, size), Image.Resampling.BICUBIC, box)
-    return np.asarray(resized).reshape(size, size, -1)
+    resized = to_pillow(image).resize((size, size), Image.Resampling.BICUBIC, box)
+    return from_pillow(resized)
 
 
 def _erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,9 +6,9 @@ SSVQ against vector quantization (VQ), masked vector quantization (MVQ) and lear
 uniform quantization (UQ, LSQ) at nearly equal stored bits: codebooks, masks and steps
 are counted, and what is stored exactly is in every table. All methods see the same
 batches for the same number of steps. Learning rates were tuned per method at 1.5 bits
-(UQ: 2) on a validation split; other bits take the same. Nothing was chosen by test
-images, but for two decisions with [few images](#few-images). All on 2 CPU cores,
-float32.
+(UQ: 2) on a validation split; other bits take the same, but for UQ with [few
+images](#few-images). Nothing was chosen by test images, but for two decisions there.
+All on 2 CPU cores, float32.
 
 Intervals are of 95 % over the test images, for the networks trained here: other seeds
 would move them, too. Differences are taken image by image on the same images, between
@@ -86,10 +86,10 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   as between the paper's best and worst, would have shown. There is little for it to do:
   with the threshold that is best, {frozen} of the signs are frozen in the end, nearly
   all after the sixth of ten epochs; {flipped} have flipped. Lower thresholds freeze up
-  to a tenth, and lose. Freezing is meant to stop signs that flip back
-  and forth; at ten times the rate {tenfold_flipped} of them flip, and freezing (at the
-  same threshold) does not win back what that costs. The intervals here are 8 to 88
-  steps of a thousand, the paper's 100 to 1,000 of many more.
+  to 11 %, and lose. Freezing is meant to stop signs that flip back and forth; at ten
+  times the rate {tenfold_flipped} of them flip, and freezing (at the same threshold)
+  does not win back what that costs. The intervals here are 8 to 87 steps of a thousand,
+  the paper's 100 to 1,000 of many more.
 - As in the paper a codeword's gradient agrees with its large blocks several times as
   much as with its small ones, but at a third of the paper's level. The same gradients
   with random signs give nearly the same figures: their sizes explain them.

@@ -84,10 +84,18 @@ def crop(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.shape[:2] == (size, size):
         return image
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    scale = size * 8 / 7 / min(picture.size)
-    width, height = (round(scale * n) for n in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    scale = size * 8 / 7 / min(image.shape[:2])
+    height, width = (round(scale * n) for n in image.shape[:2])
+    resized = to_pillow(image).resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    cropped = np.asarray(picture.crop((left, top, left + size, top + size)))
-    return cropped.reshape(size, size, -1)
+    return from_pillow(resized.crop((left, top, left + size, top + size)))
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """An image uint8 `(height, width, channels)` for Pillow, of one or three."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    """The inverse of `to_pillow`."""
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)

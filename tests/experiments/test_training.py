@@ -326,18 +326,14 @@ def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
         tiny.execute(experiment, parted)
     tiny.execute(experiment, parted)
     assert _losses(whole) == _losses(parted)
-    start, *ends = (
-        tiny.tensors(path)
-        for path in (
-            pathlib.Path(experiment.weights),
-            *(folder / "model.ssvq.safetensors" for folder in (whole, parted)),
-        )
-    )
-    for name in ends[0]:
-        np.testing.assert_array_equal(ends[0][name], ends[1][name], name)
+    start = tiny.tensors(pathlib.Path(experiment.weights))
+    name = "model.ssvq.safetensors"
+    ends = [tiny.tensors(folder / name) for folder in (whole, parted)]
+    for key in ends[0]:
+        np.testing.assert_array_equal(ends[0][key], ends[1][key], key)
     assert not np.allclose(ends[0]["norm.mean"], start["norm.mean"])
     # The ratio of the whole model is that of what the file holds, statistics included.
-    stored = ssvq.report(ssvq.load(whole / "model.ssvq.safetensors")).model
+    stored = ssvq.report(ssvq.load(whole / name)).model
     assert result["model_ratio"] == stored.ratio
 
 
