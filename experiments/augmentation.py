@@ -13,8 +13,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from experiments.data import Example
 from experiments.models.zoo import crop, from_pillow, to_pillow
 
-_GRAY = (128, 128, 128)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -26,7 +24,7 @@ class Augmentation:
         ratios from 3/4 to 4/3.
       flip: Whether half of the images are mirrored.
       randaugment: Magnitude of RandAugment, 0 to 10, two operations per image; 0 for
-        none. RGB images only.
+        none.
       erase: Probability that a rectangle is replaced by noise.
       mixup: Parameter of the beta distribution of mixup's weight; 0 for none.
       cutmix: As `mixup`, of the area that CutMix replaces. Where both are given,
@@ -181,14 +179,14 @@ def _randaugment(
     image: np.ndarray, magnitude: float, rng: np.random.Generator
 ) -> np.ndarray:
     """RandAugment (Cubuk et al., 2020) with timm's "increasing" magnitudes."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture = to_pillow(np.ascontiguousarray(image))
     for name in rng.choice(_OPERATIONS, 2):
         if rng.random() < 0.5:
             continue
         level = float(np.clip(rng.normal(magnitude, 0.5), 0, 10)) / 10
         sign = 1 if rng.random() < 0.5 else -1
         picture = _operate(picture, str(name), level, sign)
-    return np.asarray(picture)
+    return from_pillow(picture)
 
 
 _OPERATIONS = (
@@ -218,6 +216,7 @@ _ENHANCE: dict[str, Any] = {
 
 def _operate(picture: Image.Image, name: str, level: float, sign: int) -> Image.Image:
     """One operation at a level of 0 (nothing) to 1."""
+    gray = (128,) * len(picture.getbands())
     if name == "autocontrast":
         return ImageOps.autocontrast(picture)
     if name == "equalize":
@@ -235,7 +234,7 @@ def _operate(picture: Image.Image, name: str, level: float, sign: int) -> Image.
         return _ENHANCE[name](picture).enhance(max(0.1, 1 + sign * 0.9 * level))
     if name == "rotate":
         return picture.rotate(
-            sign * 30 * level, Image.Resampling.BILINEAR, fillcolor=_GRAY
+            sign * 30 * level, Image.Resampling.BILINEAR, fillcolor=gray
         )
     direction, axis = name.split("_")
     shear, shift = 0.3 * sign * level, 0.45 * sign * level
@@ -250,5 +249,5 @@ def _operate(picture: Image.Image, name: str, level: float, sign: int) -> Image.
         Image.Transform.AFFINE,
         (*across, *down),
         Image.Resampling.BILINEAR,
-        fillcolor=_GRAY,
+        fillcolor=gray,
     )

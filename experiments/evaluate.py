@@ -15,7 +15,7 @@ import functools
 import json
 import pathlib
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import tyro
@@ -29,20 +29,10 @@ from experiments.models.zoo import NETWORKS, Network
 from experiments.training import evaluation
 from experiments.training.devices import Devices
 
-Name = Literal[
-    "deit_tiny",
-    "deit_small",
-    "deit_base",
-    "deit_tiny_cifar10",
-    "deit_96_cifar10",
-    "efficientnet_lite0",
-    "efficientnet_lite1",
-    "efficientnet_lite2",
-    "mobilenet_v2_100",
-    "mobilenet_v2_100_unfolded",
-    "mobilenetv2_100",
-    "mobilenet_v1_025",
-]
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = tyro.extras.literal_type_from_choices(NETWORKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +40,7 @@ class Options:
     """What to evaluate, and on what."""
 
     network: tyro.conf.Positional[Name]
-    """Network."""
+    """Network; which one of timm's, see experiments/models/zoo.py."""
     weights: tyro.conf.Positional[pathlib.Path]
     """Checkpoint, *.safetensors, packed or not."""
     dataset: str = "imagenet_sample"
@@ -76,6 +66,7 @@ def main(options: Options) -> int:
         names = data.splits(options.dataset, options.data_dir)
         split = "validation" if "validation" in names else "test"
     images = data.open_split(options.dataset, split, options.data_dir)
+    network.require_classes(images.name, images.classes)
     found = evaluate(model, network, images, options.batch, quiet=options.json)
     counts = found.counts()
     if options.json:

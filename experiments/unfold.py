@@ -69,7 +69,7 @@ def main(options: Options) -> int:
         network.normalize(batch["image"])
         for batch in track(batches, "reading images", steps)
     )
-    epsilon = ARCHITECTURES["mobilenet_v2_unfolded"].batch_norm
+    epsilon = ARCHITECTURES["mobilenet_v2_100_unfolded"].batch_norm
     assert epsilon is not None
     params, statistics = unfold(load(network, options.weights), inputs, epsilon)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,16 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
     `(in, out)`, OIHW becomes HWIO), or Flax's names and layout as `save` writes them.
 
     Raises:
-      OSError: A file that cannot be read.
-      ValueError: Parameters that are missing, unknown or of another shape.
+      SystemExit: A file that cannot be read, or parameters that are missing, unknown or
+        of another shape.
     """
+    try:
+        _fill(model, path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
     tensors = Checkpoint(path)
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))

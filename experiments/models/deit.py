@@ -1,4 +1,4 @@
-"""DeiT (Touvron et al., 2021) without distillation token; attributes as in timm."""
+"""DeiT (Touvron et al., 2021); attributes as in timm."""
 
 import dataclasses
 
@@ -19,8 +19,9 @@ class DeiTConfig:
       heads: Heads of attention.
       size: Height and width of the images.
       patch: Height and width of a patch.
-      classes: Outputs.
       channels: Of the images.
+      distilled: Whether there is a distillation token with a head of its own; the mean
+        of both heads' logits is taken, in training, too.
     """
 
     width: int = 192
@@ -28,17 +29,29 @@ class DeiTConfig:
     heads: int = 3
     size: int = 224
     patch: int = 16
-    classes: int = 1000
     channels: int = 3
+    distilled: bool = False
 
 
-CONFIGS = {
-    "deit_tiny": DeiTConfig(),
-    "deit_small": DeiTConfig(width=384, heads=6),
-    "deit_base": DeiTConfig(width=768, heads=12),
-    "deit_tiny_cifar10": DeiTConfig(size=32, patch=8, classes=10),
-    "deit_96_cifar10": DeiTConfig(width=96, depth=6, size=32, patch=8, classes=10),
+_SIZES = {
+    "tiny": DeiTConfig(),
+    "small": DeiTConfig(width=384, heads=6),
+    "base": DeiTConfig(width=768, heads=12),
 }
+CONFIGS = {
+    **{f"deit_{name}": config for name, config in _SIZES.items()},
+    **{
+        f"deit_{name}_distilled": dataclasses.replace(config, distilled=True)
+        for name, config in _SIZES.items()
+    },
+    "deit_base_384": dataclasses.replace(_SIZES["base"], size=384),
+    "deit_base_distilled_384": dataclasses.replace(
+        _SIZES["base"], size=384, distilled=True
+    ),
+    "deit_tiny_cifar10": DeiTConfig(size=32, patch=8),
+    "deit_96_cifar10": DeiTConfig(width=96, depth=6, size=32, patch=8),
+}
+"""By the names of the networks."""
 _EPSILON = 1e-6
 
 
@@ -104,25 +117,42 @@ class Block(nnx.Module):
 
 
 class DeiT(nnx.Module):
-    """Images to logits, by a class token."""
+    """Images to logits, by a class token, and a distillation token if there is one."""
 
-    def __init__(self, config: DeiTConfig, *, rngs: nnx.Rngs):
-        tokens = (config.size // config.patch) ** 2 + 1
+    def __init__(self, config: DeiTConfig, classes: int, *, rngs: nnx.Rngs):
         initial = nnx.initializers.truncated_normal(0.02)
+
+        def tokens(count):
+            return nnx.Param(initial(rngs.params(), (1, count, config.width)))
+
         self.patch_embed = PatchEmbed(config, rngs)
-        self.cls_token = nnx.Param(initial(rngs.params(), (1, 1, config.width)))
-        self.pos_embed = nnx.Param(initial(rngs.params(), (1, tokens, config.width)))
+        self.cls_token = tokens(1)
+        self.dist_token = tokens(1) if config.distilled else None
+        patches = (config.size // config.patch) ** 2
+        self.pos_embed = tokens(patches + 1 + config.distilled)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
         self.norm = nnx.LayerNorm(config.width, epsilon=_EPSILON, rngs=rngs)
-        self.head = nnx.Linear(config.width, config.classes, rngs=rngs)
+        self.head = nnx.Linear(config.width, classes, rngs=rngs)
+        self.head_dist = (
+            nnx.Linear(config.width, classes, rngs=rngs) if config.distilled else None
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images `(batch, size, size, channels)` to logits `(batch, classes)`."""
         x = self.patch_embed(images)
-        cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...]
-        batch, tokens, width = x.shape
+        batch, _, width = x.shape
+        first = [
+            jnp.broadcast_to(token[...], (batch, 1, width))
+            for token in (self.cls_token, self.dist_token)
+            if token is not None
+        ]
+        x = jnp.concatenate([*first, x], axis=1) + self.pos_embed[...]
+        tokens = x.shape[1]
         x = x.reshape(-1, width)  # products of two axes are a fifth faster on CPUs
         for block in self.blocks:
             x = block(x, batch)
-        return self.head(self.norm(x.reshape(batch, tokens, width)[:, 0]))
+        x = x.reshape(batch, tokens, width)
+        logits = self.head(self.norm(x[:, 0]))
+        if self.head_dist is not None:
+            logits = (logits + self.head_dist(self.norm(x[:, 1]))) / 2
+        return logits

@@ -44,12 +44,16 @@ class Architecture:
       size: Height and width of its images.
       batch_norm: Its epsilon; `None` where it is folded into the convolutions.
       padding: Of convolutions, see `DepthwiseConv`.
+      stem: Channels after the first convolution.
+      head: Channels after the last.
     """
 
     stages: Sequence[Stage]
     size: int = 224
     batch_norm: float | None = 1e-3
     padding: Padding = "SAME"
+    stem: int = 32
+    head: int = 1280
 
 
 _LITE = (
@@ -64,9 +68,11 @@ _MOBILENET_V2 = (
 )  # fmt: skip
 
 
-def _scaled(width: float, depth: float) -> tuple[Stage, ...]:
-    """Stages of EfficientNet-Lite, wider and deeper; first and last not deeper."""
-    last = len(_LITE) - 1
+def _scaled(
+    stages: Sequence[Stage], width: float, depth: float = 1.0
+) -> tuple[Stage, ...]:
+    """Stages made wider and deeper; the first and the last not deeper."""
+    last = len(stages) - 1
     return tuple(
         dataclasses.replace(
             stage,
@@ -75,7 +81,7 @@ def _scaled(width: float, depth: float) -> tuple[Stage, ...]:
             if i in (0, last)
             else math.ceil(depth * stage.repeats),
         )
-        for i, stage in enumerate(_LITE)
+        for i, stage in enumerate(stages)
     )
 
 
@@ -85,16 +91,25 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
+_PYTORCH: dict[str, Any] = {"batch_norm": 1e-5, "padding": "symmetric"}
 ARCHITECTURES = {
     "efficientnet_lite0": Architecture(_LITE),
-    "efficientnet_lite1": Architecture(_scaled(1.0, 1.1), 240),
-    "efficientnet_lite2": Architecture(_scaled(1.1, 1.2), 260),
-    "mobilenet_v2": Architecture(_MOBILENET_V2, batch_norm=None),
-    "mobilenet_v2_unfolded": Architecture(_MOBILENET_V2),
-    "mobilenetv2_100": Architecture(
-        _MOBILENET_V2, batch_norm=1e-5, padding="symmetric"
+    "efficientnet_lite1": Architecture(_scaled(_LITE, 1.0, 1.1), 240),
+    "efficientnet_lite2": Architecture(_scaled(_LITE, 1.1, 1.2), 260),
+    "efficientnet_lite3": Architecture(_scaled(_LITE, 1.2, 1.4), 300),
+    "efficientnet_lite4": Architecture(_scaled(_LITE, 1.4, 1.8), 380),
+    "efficientnet_lite0.ra_in1k": Architecture(_LITE, **_PYTORCH),
+    "mobilenet_v2_100": Architecture(_MOBILENET_V2, batch_norm=None),
+    "mobilenet_v2_100_unfolded": Architecture(_MOBILENET_V2),
+    "mobilenetv2_050": Architecture(_scaled(_MOBILENET_V2, 0.5), stem=16, **_PYTORCH),
+    "mobilenetv2_100": Architecture(_MOBILENET_V2, **_PYTORCH),
+    "mobilenetv2_110d": Architecture(_scaled(_MOBILENET_V2, 1.1, 1.2), **_PYTORCH),
+    "mobilenetv2_120d": Architecture(_scaled(_MOBILENET_V2, 1.2, 1.4), **_PYTORCH),
+    "mobilenetv2_140": Architecture(
+        _scaled(_MOBILENET_V2, 1.4), stem=48, head=1792, **_PYTORCH
     ),
 }
+"""By the names of the networks; those of MobileNet-V2 with a d are deeper."""
 
 
 class PointwiseConv(nnx.Conv):
@@ -192,7 +207,7 @@ class InvertedResidualNet(nnx.Module):
     """EfficientNet-Lite and MobileNet-V2: images to logits."""
 
     def __init__(self, architecture: Architecture, classes: int, *, rngs: nnx.Rngs):
-        epsilon, channels = architecture.batch_norm, 32
+        epsilon, channels = architecture.batch_norm, architecture.stem
         use_bias = epsilon is None
         self.conv_stem = _conv(
             3, channels, 3, 2, rngs, use_bias=use_bias, padding=architecture.padding
@@ -209,9 +224,10 @@ class InvertedResidualNet(nnx.Module):
                 channels = stage.channels
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
-        self.conv_head = _conv(channels, 1280, 1, 1, rngs, use_bias=use_bias)
-        self.bn2 = _norm(1280, epsilon, rngs)
-        self.classifier = nnx.Linear(1280, classes, rngs=rngs)
+        head = architecture.head
+        self.conv_head = _conv(channels, head, 1, 1, rngs, use_bias=use_bias)
+        self.bn2 = _norm(head, epsilon, rngs)
+        self.classifier = nnx.Linear(head, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -18,61 +19,96 @@ class Network:
 
     Attributes:
       name: Its name.
-      build: Makes the module from `nnx.Rngs`.
+      make: Makes the module from the number of classes and `nnx.Rngs`.
       size: Height and width of its images.
       mean: Of its pixels, 0 to 255; a number or one per channel.
       std: Likewise.
+      classes: Number of its outputs.
+      channels: Of its images.
     """
 
     name: str
-    build: Callable[[nnx.Rngs], Any]
+    make: Callable[[int, nnx.Rngs], Any]
     size: int
     mean: Any = 127.5
     std: Any = 127.5
+    classes: int = 1000
+    channels: int = 3
+
+    def build(self, rngs: nnx.Rngs) -> Any:
+        """The module, its weights at random."""
+        return self.make(self.classes, rngs)
+
+    def with_classes(self, classes: int) -> "Network":
+        """The same with so many outputs, to be trained on another data set."""
+        name = f"{self.name}-{classes}"
+        return dataclasses.replace(self, name=name, classes=classes)
+
+    def require_classes(self, dataset: str, classes: int) -> None:
+        """Raise `SystemExit` unless a data set has as many classes as the network."""
+        if classes != self.classes:
+            raise SystemExit(
+                f"{dataset} has {classes:,} classes, {self.name} {self.classes:,}: "
+                "choose another of the two. To train it on these, a config takes "
+                f"NETWORKS[{self.name!r}].with_classes({classes})"
+            )
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Pixels 0 to 255 to the network's inputs, float32."""
+        """Pixels 0 to 255 to the network's inputs, float32; gray ones are repeated."""
+        images = jnp.broadcast_to(images, (*images.shape[:-1], self.channels))
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (images.astype(np.float32) - mean) / std
 
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-_CIFAR = {
+_CIFAR10 = {
     "mean": 255 * np.array([0.4914, 0.4822, 0.4465]),
     "std": 255 * np.array([0.2470, 0.2435, 0.2616]),
+    "classes": 10,
 }
+_LITE = {"mean": 127.0, "std": 128.0}
 
 
-def _mobile(name: str, architecture: str, **values: Any) -> Network:
-    chosen = mobile.ARCHITECTURES[architecture]
-
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        return mobile.InvertedResidualNet(chosen, 1000, rngs=rngs)
-
-    return Network(name, build, chosen.size, **values)
-
-
-def _deit(name: str, **values: Any) -> Network:
+def _deit(name: str) -> Network:
     config = deit.CONFIGS[name]
-    return Network(
-        name, lambda rngs: deit.DeiT(config, rngs=rngs), config.size, **values
-    )
+    values: dict[str, Any] = _CIFAR10 if name.endswith("cifar10") else _IMAGENET
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return deit.DeiT(config, classes, rngs=rngs)
+
+    return Network(name, make, config.size, **values)
+
+
+def _mobile(name: str) -> Network:
+    architecture = mobile.ARCHITECTURES[name]
+    values: dict[str, Any] = _LITE if name.startswith("efficientnet") else {}
+    if architecture.padding == "symmetric":  # trained in PyTorch
+        values = _IMAGENET
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return mobile.InvertedResidualNet(architecture, classes, rngs=rngs)
+
+    return Network(name, make, architecture.size, **values)
+
+
+def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    return mobile.MobileNetV1(classes, rngs=rngs)
 
 
 _NETWORKS = (
-    *(_deit(f"deit_{size}", **_IMAGENET) for size in ("tiny", "small", "base")),
-    *(_deit(f"deit_{size}_cifar10", **_CIFAR) for size in ("tiny", "96")),
-    *(
-        _mobile(f"efficientnet_lite{i}", f"efficientnet_lite{i}", mean=127.0, std=128.0)
-        for i in range(3)
-    ),
-    _mobile("mobilenet_v2_100", "mobilenet_v2"),
-    _mobile("mobilenet_v2_100_unfolded", "mobilenet_v2_unfolded"),
-    _mobile("mobilenetv2_100", "mobilenetv2_100", **_IMAGENET),  # timm's own
-    Network("mobilenet_v1_025", lambda rngs: mobile.MobileNetV1(1000, rngs=rngs), 224),
+    *map(_deit, deit.CONFIGS),
+    *map(_mobile, mobile.ARCHITECTURES),
+    Network("mobilenet_v1_025", _mobilenet_v1, 224),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}
-"""Networks by the names of their checkpoints."""
+"""Networks by name.
+
+Checkpoints of timm's `deit_SIZE_patch16_224` are those of `deit_SIZE` here (at 384
+pixels `deit_SIZE_384`), of `tf_efficientnet_liteN` those of `efficientnet_liteN`.
+`efficientnet_lite0.ra_in1k` and `mobilenetv2_*` were trained in PyTorch and pad, shift
+and scale otherwise, under the same names of parameters: which one a checkpoint is
+cannot be told from the file.
+"""
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -18,8 +18,14 @@ from experiments.training.devices import Devices
 from experiments.training.run import Execution, run
 from ssvq_jax.cli.checkpoint import Checkpoint
 
-CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, classes=10, channels=1)
-NETWORK = Network("tiny", lambda rngs: DeiT(CONFIG, rngs=rngs), 8)
+CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, channels=1)
+NETWORK = Network(
+    "tiny",
+    lambda classes, rngs: DeiT(CONFIG, classes, rngs=rngs),
+    8,
+    classes=10,
+    channels=1,
+)
 DIGITS = Data(
     name="digits",
     train="train[:960]",
@@ -35,17 +41,17 @@ SHORT = Optimization(epochs=6, batch=48, sign_rate=0.01, average=0.9)
 
 
 class _Normed(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, classes: int, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(64, 32, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
-        self.classifier = nnx.Linear(32, 10, rngs=rngs)
+        self.classifier = nnx.Linear(32, classes, rngs=rngs)
 
     def __call__(self, images):
         x = self.hidden(images.reshape(len(images), -1))
         return self.classifier(nnx.relu(self.norm(x)))
 
 
-NORMED = Network("normed", _Normed, 8)
+NORMED = dataclasses.replace(NETWORK, name="normed", make=_Normed)
 
 
 def weights(folder: pathlib.Path, network: Network = NETWORK) -> str:
