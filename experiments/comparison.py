@@ -4,7 +4,7 @@
 
 Reads `experiments/results/CONFIG.json` as `--results experiments/results` wrote them,
 and `dominance.json`; writes `README.md` and plots beside them. What has not been run
-yet is left out, and said so.
+yet, or has diverged, is left out, and said so.
 """
 
 import dataclasses
@@ -41,11 +41,16 @@ class Options:
 
 def main(options: Options) -> int:
     """Write page and plots; returns the exit status."""
-    results = {}
+    results, diverged = {}, []
     for name in CONFIGS:
         path = options.results / f"{name}.json"
         if path.exists():
-            results[name] = json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            lost = [
+                k for k, v in found.items() if isinstance(v, dict) and "diverged" in v
+            ]
+            results[name] = {k: v for k, v in found.items() if k not in lost}
+            diverged += [f"{name}: {run}" for run in lost]
         else:
             print(f"{path} is missing; its section is left out")
     plots = {
@@ -57,7 +62,7 @@ def main(options: Options) -> int:
         if name in results:
             draw(options.results / f"{plot}.png", results)
     page = options.results / "README.md"
-    page.write_text(comparison_page.page(results))
+    page.write_text(comparison_page.page(results, diverged))
     print(f"wrote {page}")
     return 0
 

@@ -1,7 +1,7 @@
 """The comparison as a page: its tables, from the results."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,13 @@ _PAPER = {
 }
 
 
-def page(results: Results) -> str:
-    """The page, from the results of the configs by their names."""
+def page(results: Results, diverged: Sequence[str] = ()) -> str:
+    """The page.
+
+    Args:
+      results: Of the configs, by their names; of runs that have ended.
+      diverged: Names of runs that have not.
+    """
     sections = {
         "deit_96_cifar10": _float,
         "cifar10_headline": _headline,
@@ -57,6 +62,8 @@ def page(results: Results) -> str:
         "few_images_rates": _few_rates,
     }
     parts = [text.INTRODUCTION]
+    if diverged:
+        parts.append(f"Diverged, and left out: {', '.join(diverged)}.\n")
     if results.keys() >= set(SOURCES):
         parts.append(account(results))
     for name, section in sections.items():

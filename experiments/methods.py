@@ -100,7 +100,8 @@ def at(bits: float) -> list[str]:
 def best(config: str, start: str) -> dict[str, Any]:
     """The run of a method that is best on the validation split.
 
-    By the images that are right, or without labels by agreement with the float network.
+    By the images that are right, or without labels by agreement with the float network;
+    not one that has diverged.
 
     Args:
       config: Name of a config whose results have been written.
@@ -120,9 +121,15 @@ def best(config: str, start: str) -> dict[str, Any]:
             f"--data-dir DIR --results {RESULTS}"
         )
     runs = json.loads(path.read_text())
-    own = [run for name, run in runs.items() if name.startswith(f"{start}-")]
+    own = [
+        run
+        for name, run in runs.items()
+        if name.startswith(f"{start}-") and "diverged" not in run
+    ]
     if not own:
-        raise SystemExit(f"{path}: no run {start}-...; there are {', '.join(runs)}")
+        raise SystemExit(
+            f"{path}: no run {start}-... that has ended; there are {', '.join(runs)}"
+        )
 
     def success(run):
         by = "agreement" if run["experiment"]["distill"] else "top1"

@@ -39,7 +39,8 @@ class Options:
     output: pathlib.Path = pathlib.Path("runs")
     """Results go to OUTPUT/CONFIG/RUN."""
     results: pathlib.Path | None = None
-    """Folder to write CONFIG.json to as well, once all runs of the config are done."""
+    """Folder to write CONFIG.json to as well, once all runs of the config are done.
+    Configs look for rates and other options tuned before in experiments/results."""
     weights: pathlib.Path | None = None
     """Checkpoint to start from, in place of the config's."""
     parallel: Parallel = "data"
@@ -74,7 +75,8 @@ def execute(options: Options, compressing: bool) -> None:
         scratch.
 
     Raises:
-      SystemExit: A wrong option or config, with what to do.
+      SystemExit: A wrong option or config, with what to do; and in the end, if a run
+        has diverged.
     """
     if options.cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
@@ -129,6 +131,12 @@ def execute(options: Options, compressing: bool) -> None:
             path = options.results / f"{options.config.stem}.json"
             write_text(path, json.dumps(found, indent=1) + "\n")
             console.print(f"Results: {path}")
+    diverged = [name for name, result in results.items() if "diverged" in result]
+    if diverged:
+        raise SystemExit(
+            f"The loss was not finite in {', '.join(diverged)}: lower the learning "
+            f"rates, and delete these runs in {folder}"
+        )
 
 
 def _selected(options: Options) -> dict[str, config.Experiment]:
@@ -166,6 +174,9 @@ def _table(results: dict[str, dict]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, result in results.items():
+        if "diverged" in result:
+            table.add_row(name, f"diverged by step {result['diverged']}")
+            continue
         bits, ratio = result.get("bits_per_weight", 32.0), result.get("ratio", 1.0)
         accuracies = [_accuracy(result[k]) for k in ("before", "validation", "test")]
         minutes = f"{result['minutes']:.1f}"

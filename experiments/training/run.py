@@ -76,16 +76,27 @@ def run(
       progress: Where to show how far it is.
 
     Returns:
-      Its results, as in `result.json`.
+      Its results, as in `result.json`. Of a run whose loss is not finite, the
+      experiment and `diverged`, the step where that was seen.
 
     Raises:
-      SystemExit: A folder of another experiment, or a loss that is not finite.
+      SystemExit: A folder of another experiment.
     """
     description = _described(experiment, folder)
     finished = folder / "result.json"
     if finished.exists():
         return json.loads(finished.read_text())
-    return _Run(experiment, folder, execution, progress).results(description)
+    try:
+        return _Run(experiment, folder, execution, progress).results(description)
+    except _DivergedError as error:
+        result = {"experiment": description, "diverged": error.args[0]}
+        if jax.process_index() == 0:
+            write_text(finished, json.dumps(result, indent=1))
+        return result
+
+
+class _DivergedError(ArithmeticError):
+    """A loss that is not finite, and the step."""
 
 
 def _described(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
@@ -132,6 +143,7 @@ class _Run:
                 f"accumulate={parts}), got {options.batch}"
             )
         self.train = self._split(source.train)
+        experiment.network.require_classes(source.name, self.train.classes)
         self.epoch = max(1, round(len(self.train) / options.batch))
         self.steps = options.steps(len(self.train))
         model = experiment.network.build(nnx.Rngs(experiment.seed))
@@ -240,10 +252,8 @@ class _Run:
         mean = float(np.mean(jax.device_get(losses)))
         seconds = time.perf_counter() - since
         if not math.isfinite(mean):
-            raise SystemExit(
-                f"{self.folder}: the loss is {mean} at step {step}: "
-                "lower the learning rates"
-            )
+            self.progress.update(bar, completed=step, note=f"loss {mean}")
+            raise _DivergedError(step)
         speed = len(losses) * self.experiment.optimization.batch / seconds
         note = f"loss {mean:.3f}, {speed:.0f} images/s"
         self.progress.update(bar, completed=step, note=note)

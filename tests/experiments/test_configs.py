@@ -16,7 +16,7 @@ from rich.console import Console
 import ssvq_jax as ssvq
 from experiments import comparison, comparison_numbers, config, dominance, methods
 from experiments.config import Experiment
-from experiments.models import checkpoint
+from experiments.models import checkpoint, mobile
 from experiments.models.depthwise import DepthwiseConv
 from experiments.training import command, dry_run
 from experiments.training.devices import Devices
@@ -197,6 +197,40 @@ def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(
         assert text in printed
 
 
+def _flops(experiment, **changes):
+    options = dataclasses.replace(experiment.optimization, **changes)
+    experiment = dataclasses.replace(experiment, optimization=options)
+    execution = Execution(devices=Devices.all("data"))
+    table = dry_run.table("tiny", experiment, execution)
+    rows = dict(zip(*(column._cells for column in table.columns), strict=True))
+    return float(rows["FLOPs per step and device"]) * jax.device_count()
+
+
+def test_flops_count_every_part_and_every_image():
+    """XLA counts the body of a loop once."""
+    assert _flops(tiny.FLOAT, accumulate=4) == _flops(tiny.FLOAT) > 0
+
+    def per_image(kernel):
+        stage = mobile.Stage(1, kernel, 1, 6, 32)
+        architecture = mobile.Architecture((stage,), 16)
+        network = dataclasses.replace(
+            tiny.NETWORK,
+            make=lambda classes, rngs: mobile.InvertedResidualNet(
+                architecture, classes, rngs=rngs
+            ),
+            size=16,
+            channels=3,
+        )
+        experiment = dataclasses.replace(tiny.FLOAT, network=network)
+        return (_flops(experiment, batch=96) - _flops(experiment)) / 48
+
+    # Depthwise on images of 8x8: 22 of 24 products of a row and 3 weights are not with
+    # zeros beyond the border, 44 of 56 with 7. A product and a sum each, forward and in
+    # the gradients of images and kernel, of 6 * 32 channels.
+    expected = 2 * 3 * (44**2 - 22**2) * 6 * 32
+    assert per_image(7) - per_image(3) == pytest.approx(expected, rel=0.05)
+
+
 def test_accelerators_get_the_grouped_convolution():
     conv = DepthwiseConv(8, 3, rngs=nnx.Rngs(0))
     traced = jax.jit(lambda x: conv(x)).trace(np.zeros((1, 4, 4, 8), "f4"))
@@ -297,6 +331,8 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
     }
     for name, runs in names.items():
         contents = {run: _run() for run in runs}
+        if name == "cifar10_rates":
+            contents["vq-1"] = {"experiment": {}, "diverged": 50}
         (tmp_path / f"{name}.json").write_text(json.dumps(contents))
     cosines = {"an epoch: top 5 %": 0.6, "an epoch: bottom 60 %": 0.125}
     measured = {"images": 10, "steps": 5, "minutes": 1.0, "command": "python -m x"}
@@ -304,6 +340,7 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
     (tmp_path / "dominance.json").write_text(json.dumps(measured))
     assert comparison.main(comparison.Options(tmp_path)) == 0
     page = (tmp_path / "README.md").read_text()
+    assert "left out: cifar10_rates: vq-1." in page
     assert "Not run yet: cifar10_mvq" in page and page.count("Not run yet") == 1
     assert "cosines of 0.12 instead of 0.12" in page
     assert "+0.00 ± 0.00" in page and "50.00" in page and "agrees" in page

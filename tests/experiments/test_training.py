@@ -18,8 +18,9 @@ import pytest
 from flax import nnx
 
 import ssvq_jax as ssvq
-from experiments import data
+from experiments import config, data, methods
 from experiments.config import Compression, Optimization
+from experiments.training import command
 from experiments.training.devices import Devices
 from experiments.training.evaluation import judge
 from experiments.training.log import Log, read
@@ -210,11 +211,32 @@ def test_signs_flip_and_freeze(tmp_path):
     assert 0 < lines[-1]["flipped"] < 0.5
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    options = Optimization(epochs=1, batch=48, rate=float("inf"))
-    experiment = tiny.compressed(tmp_path, optimization=options)
-    with pytest.raises(SystemExit, match="loss is nan at step.*lower"):
-        tiny.execute(experiment, tmp_path / "run")
+def test_a_diverging_run_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    short = Optimization(epochs=0.1, batch=48)
+    runs = {
+        name: tiny.compressed(
+            tmp_path, optimization=dataclasses.replace(short, rate=rate)
+        )
+        for name, rate in (("vq-inf", float("inf")), ("vq-low", 1e-3))
+    }
+    monkeypatch.setattr(config, "load", lambda path: runs)
+    results = tmp_path / "results"
+    options = command.Options(
+        pathlib.Path("cifar10_rates.py"),
+        output=tmp_path / "runs",
+        results=results,
+        log_every=1,
+        checkpoint_every=10,
+    )
+    for _ in range(2):  # the second time nothing runs
+        with pytest.raises(SystemExit, match="not finite in vq-inf: lower"):
+            command.execute(options, compressing=True)
+    assert "diverged by step 2" in capsys.readouterr().out
+    found = json.loads((results / "cifar10_rates.json").read_text())
+    assert found["vq-inf"]["diverged"] == 2
+    assert found["vq-low"]["test"]["images"] == 450
+    monkeypatch.setattr(methods, "RESULTS", results)
+    assert methods.tuned_rates("vq")["rate"] == 1e-3
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
