@@ -52,9 +52,13 @@ CODECS = {
     "vq-4": ssvq.VQ(256, 2, codebook_dtype="int8"),
     "ssvq-4": ssvq.SSVQ(64, 2),
 }
-# Whose rates are taken; those of 1.5 bits elsewhere. UQ is near chance at 2 bits, and
-# with the rates that are best there far from its best at 4.
-_TUNED = {"uniform-2": "uniform-2", "uniform-3": "uniform-3", "uniform-4": "uniform-3"}
+# Whose rates are taken; those of 1.5 bits elsewhere. At their fewest bits UQ and MVQ are
+# near chance, which tells little of their rates at more.
+_TUNED = {
+    "uniform-2": "uniform-2",
+    **{name: "uniform-3" for name in ("uniform-3", "uniform-4")},
+    **{name: "mvq-3" for name in ("mvq-2", "mvq-3")},
+}
 
 
 def matching(
