@@ -12,6 +12,9 @@ tenth and ten times the signs' learning rate.
 from experiments.config import Experiment
 from experiments.methods import SIGNED, fine_tuning, tuned_freezing, tuned_rates
 
+# The paper's intervals of 100, 200, 500 and 1,000 steps of the 12,500 of 10 epochs.
+CHECKS = (125, 62, 25, 12)
+
 
 def runs() -> dict[str, Experiment]:
     """Runs by what is changed."""
@@ -31,8 +34,7 @@ def runs() -> dict[str, Experiment]:
 
     for method in ("vq", *SIGNED):
         add(f"epochs-1-{method}", method, epochs=1)
-    # The paper's intervals of 100, 200, 500 and 1,000 steps of the 12,500 of 10 epochs.
-    for checks in (125, 62, 25, 12):
+    for checks in CHECKS:
         for decide in ("majority", "average"):
             changes = {"checks": checks, "decide": decide}
             if tuned_freezing(**changes) != freezing:

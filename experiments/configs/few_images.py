@@ -52,8 +52,8 @@ CODECS = {
     "vq-4": ssvq.VQ(256, 2, codebook_dtype="int8"),
     "ssvq-4": ssvq.SSVQ(64, 2),
 }
-# Whose rates are taken; those of 1.5 bits elsewhere. At their fewest bits UQ and MVQ are
-# near chance, which tells little of their rates at more.
+# Whose rates are taken; those of 1.5 bits elsewhere. At their fewest bits UQ and MVQ
+# are near chance, which tells little of their rates at more.
 _TUNED = {
     "uniform-2": "uniform-2",
     **{name: "uniform-3" for name in ("uniform-3", "uniform-4")},

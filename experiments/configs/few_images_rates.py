@@ -1,15 +1,15 @@
-"""Learning rates of few_images.py, at 1.5 bits (UQ at 2 and 3).
+"""Learning rates of few_images.py, at 1.5 bits (UQ at 2); UQ and MVQ at 3, too.
 
 python -m experiments.compress experiments/configs/few_images_rates.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Of the 700 images without labels, 500 to match the float network on and 200 to choose
-by, by agreement with it. Five to seven pairs of rates for each method (UQ at 3 bits:
-three): of all that is not compressed, and of codebooks, steps or signs (whose codebooks
-have the first). 54 runs of two to four minutes on 2 CPU cores. Expect of
-EfficientNet-Lite0 VQ to agree on a third of the images, SSVQ on a quarter, UQ and MVQ
-on a tenth; of MobileNet-V2 VQ on a sixth, SSVQ on a tenth, UQ and MVQ on a few. UQ at 3
-bits agrees on half to two thirds.
+by, by agreement with it. Four to seven pairs of rates for each method: of all that is
+not compressed, and of codebooks, steps or signs (whose codebooks have the first). 66
+runs of two to four minutes on 2 CPU cores. Expect of EfficientNet-Lite0 VQ to agree on
+a third of the images, SSVQ on a quarter, UQ and MVQ on a tenth; of MobileNet-V2 VQ on a
+sixth, SSVQ on a tenth, UQ and MVQ on a few. UQ and MVQ at 3 bits agree on more than
+half.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The networks against what is known of their checkpoints."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import sklearn.datasets
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import data, evaluate, unfold
+from experiments import evaluate, unfold
 from experiments.models import depthwise, mobile
 from experiments.models.checkpoint import load, save
 from experiments.models.deit import DeiT, DeiTConfig
@@ -79,20 +80,26 @@ def test_probabilities_of_photos(name):
         np.testing.assert_allclose(cats, [0.356, 0.169], atol=0.02)
 
 
-def test_accuracy_of_the_smallest_network():
-    """The other two are run by hand: experiments/evaluate.py."""
+@pytest.mark.parametrize(
+    ("name", "top1", "top5", "loss"),
+    [
+        ("efficientnet_lite0", 868, 968, 0.658),
+        ("mobilenet_v2_100", 865, 973, 0.528),
+        ("mobilenet_v1_025", 548, 796, 1.861),
+    ],
+)
+def test_accuracy_on_images_of_imagenet(name, top1, top5, loss, capsys):
     options = evaluate.Options(
-        "mobilenet_v1_025",
-        shared("models/mobilenet_v1_025.safetensors"),
+        name,
+        shared(f"models/{name}.safetensors"),
         data_dir=shared("tfds"),
+        json=True,
     )
-    network = NETWORKS[options.network]
-    model = evaluate.load(network, options.weights)
-    split = data.open_split(options.dataset, "validation", options.data_dir)
-    found = evaluate.evaluate(model, network, split, options.batch, quiet=True)
-    counts = found.counts()
-    assert abs(counts["top1"] - 548) <= 3 and abs(counts["top5"] - 796) <= 3
-    assert counts["loss"] == pytest.approx(1.861, abs=0.01)
+    assert evaluate.main(options) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["images"] == 1000
+    assert abs(counts["top1"] - top1) <= 3 and abs(counts["top5"] - top5) <= 3
+    assert counts["loss"] == pytest.approx(loss, abs=0.01)
 
 
 def test_deit_on_some_of_cifar10(capsys):
