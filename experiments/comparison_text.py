@@ -102,9 +102,9 @@ them (at 16 to 18x, EfficientNet-Lite and MobileNet-V2):
   images ([below](#learning-rates-with-few-images)). So it is SSVQ with nearly fixed
   signs, which reconstructs worse at few bits, and 70 steps do not make up for it. With
   more bits it is about as good as VQ, and better for MobileNet-V2 at 4. It is above UQ
-  at every number of bits, as UQ was tuned. MVQ all but fails at 1.5 bits, as UQ does at
-  2: that SSVQ is far above them there is not the paper's small advantage. At 2 bits MVQ
-  is as good as SSVQ, at 3 below it.
+  at 2 and 3 bits, and for MobileNet-V2 at 4. MVQ all but fails at 1.5 bits, as UQ does
+  at 2: that SSVQ is far above them there is not the paper's small advantage. At 2 bits
+  MVQ is as good as SSVQ, at 3 below it for MobileNet-V2.
 """
 FLOAT = """## The float network
 
