@@ -4,7 +4,8 @@
 
 Reads `experiments/results/CONFIG.json` as `--results experiments/results` wrote them,
 and `dominance.json`; writes `README.md` and plots beside them. What has not been run
-yet, or has diverged, is left out, and said so.
+yet is left out, and said so; so is a run that has diverged where options are chosen,
+and elsewhere the whole config.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ CONFIGS = (
     "dominance",
 )
 
+_CHOOSING = ("cifar10_rates", "cifar10_mvq", "cifar10_thresholds", "few_images_rates")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -49,7 +52,8 @@ def main(options: Options) -> int:
             lost = [
                 k for k, v in found.items() if isinstance(v, dict) and "diverged" in v
             ]
-            results[name] = {k: v for k, v in found.items() if k not in lost}
+            if name in _CHOOSING or not lost:
+                results[name] = {k: v for k, v in found.items() if k not in lost}
             diverged += [f"{name}: {run}" for run in lost]
         else:
             print(f"{path} is missing; its section is left out")

@@ -46,8 +46,8 @@ def page(results: Results, diverged: Sequence[str] = ()) -> str:
     """The page.
 
     Args:
-      results: Of the configs, by their names; of runs that have ended.
-      diverged: Names of runs that have not.
+      results: Of the configs, by their names.
+      diverged: Names of runs that have diverged and are not among them.
     """
     sections = {
         "deit_96_cifar10": _float,
@@ -71,7 +71,7 @@ def page(results: Results, diverged: Sequence[str] = ()) -> str:
         if name in results:
             parts.append(section(results))
         else:
-            parts.append(f"## Not run yet: {name}\n")
+            parts.append(f"## No results: {name}\n")
     minutes = [x["minutes"] for runs in results.values() for x in _timed(runs)]
     parts.append(text.COMMANDS.format(hours=f"{sum(minutes) / 60:.1f}"))
     return "\n".join(parts)

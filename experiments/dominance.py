@@ -137,7 +137,7 @@ def _measure(method: str, options: Options) -> dict[str, float]:
     split = data.open_split(source.name, source.train, options.data_dir).decoded()
     model = experiment.network.build(nnx.Rngs(0))
     checkpoint.load(model, experiment.weights or "")
-    program = Program(experiment, model, split.classes, options.steps)
+    program = Program(experiment, model, options.steps)
     first = state = program.initial(program.compressed())
     batch = experiment.optimization.batch
     batches = data.training_batches(

@@ -40,7 +40,8 @@ class Options:
     """What to evaluate, and on what."""
 
     network: tyro.conf.Positional[Name]
-    """Network; which one of timm's, see experiments/models/zoo.py."""
+    """Network, with as many outputs as the data set has classes; which one of timm's,
+    see experiments/models/zoo.py."""
     weights: tyro.conf.Positional[pathlib.Path]
     """Checkpoint, *.safetensors, packed or not."""
     dataset: str = "imagenet_sample"
@@ -59,14 +60,13 @@ def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
     if options.batch < 1:
         raise SystemExit("--batch: expected at least 1")
-    network = NETWORKS[options.network]
-    model = load(network, options.weights)
     split = options.split
     if split is None:
         names = data.splits(options.dataset, options.data_dir)
         split = "validation" if "validation" in names else "test"
     images = data.open_split(options.dataset, split, options.data_dir)
-    network.require_classes(images.name, images.classes)
+    network = NETWORKS[options.network].with_classes(images.classes)
+    model = load(network, options.weights)
     found = evaluate(model, network, images, options.batch, quiet=options.json)
     counts = found.counts()
     if options.json:

@@ -128,7 +128,8 @@ def best(config: str, start: str) -> dict[str, Any]:
     ]
     if not own:
         raise SystemExit(
-            f"{path}: no run {start}-... that has ended; there are {', '.join(runs)}"
+            f"{path}: every run {start}-... has diverged, or there is none among "
+            f"{', '.join(runs)}"
         )
 
     def success(run):

@@ -7,8 +7,8 @@ python -m experiments.compress experiments/configs/imagenet.py \
 Checkpoints are timm's: deit_tiny_patch16_224, mobilenetv2_100, tf_efficientnet_lite0.
 `--dry-run` tells what a run needs, without weights and without the images: per step of
 1,024 images 7.8e12 FLOPs for DeiT-Tiny, 2.0e12 for MobileNet-V2 and 2.5e12 for
-EfficientNet-Lite0, of which 12,386 make 10 epochs; the models become 8.7, 14.1 and
-13.6 times smaller (what is compressed 21.1, 19.1 and 17.7 times).
+EfficientNet-Lite0, of which 12,386 make 10 epochs; SSVQ makes the models 8.7, 14.1
+and 13.6 times smaller (what is compressed 21.1, 19.1 and 17.7 times).
 
 The paper has DeiT-Tiny at 21x: VQ about 47 %, SSVQ with fixed signs 47, learned 54,
 frozen 59 to 62; MobileNet-V2 at 16x 65.9 %; EfficientNet-Lite at 16 to 18x 69.5 %. Not

@@ -40,7 +40,9 @@ class Network:
         return self.make(self.classes, rngs)
 
     def with_classes(self, classes: int) -> "Network":
-        """The same with so many outputs, to be trained on another data set."""
+        """The network with so many outputs, for another data set."""
+        if classes == self.classes:
+            return self
         name = f"{self.name}-{classes}"
         return dataclasses.replace(self, name=name, classes=classes)
 
@@ -49,8 +51,8 @@ class Network:
         if classes != self.classes:
             raise SystemExit(
                 f"{dataset} has {classes:,} classes, {self.name} {self.classes:,}: "
-                "choose another of the two. To train it on these, a config takes "
-                f"NETWORKS[{self.name!r}].with_classes({classes})"
+                "choose another of the two, or in the config the network's "
+                f".with_classes({classes})"
             )
 
     def normalize(self, images: jax.Array) -> jax.Array:
@@ -107,7 +109,8 @@ Checkpoints of timm's `deit_SIZE_patch16_224` are those of `deit_SIZE` here (at 
 pixels `deit_SIZE_384`), of `tf_efficientnet_liteN` those of `efficientnet_liteN`.
 `efficientnet_lite0.ra_in1k` and `mobilenetv2_*` were trained in PyTorch and pad, shift
 and scale otherwise, under the same names of parameters: which one a checkpoint is
-cannot be told from the file.
+cannot be told from the file. Images are prepared by `crop` for all of them; timm crops
+less where networks are large, so its accuracies differ a little.
 """
 
 

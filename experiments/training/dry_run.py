@@ -22,7 +22,8 @@ _PLATFORMS = ("tpu", "cuda")
 def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     """Sizes and costs of a run, and whether its step lowers for accelerators.
 
-    Bytes are XLA's for the devices at hand, FLOPs its count for an accelerator.
+    Bytes are XLA's for the devices at hand; FLOPs its count of the step as it is
+    lowered for TPUs, before it is optimised, divided by the devices.
 
     Args:
       name: The run's name.
@@ -44,7 +45,7 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     )
     network.require_classes(source.name, classes)
     steps = options.steps(images or 10**6)
-    program = Program(experiment, model, classes, steps)
+    program = Program(experiment, model, steps)
     params = program.compressed()
     state = program.initial(params)
     shape = (options.batch, network.size, network.size, channels)
@@ -65,8 +66,8 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         donate_argnums=0,
     )
     traced = step.trace(state, batch, teacher)
+    flops = _flops(experiment, model, (state, batch, teacher))
     memory: Any = traced.lower().compile().memory_analysis()
-    flops = _flops(experiment, model, classes, (state, batch, teacher))
 
     report = ssvq.report(params)
     whole = ssvq.report((params, program.statistics)).model
@@ -100,17 +101,24 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     return result
 
 
-def _flops(experiment: Experiment, model: Any, classes: int, arguments: Any) -> float:
+def _flops(experiment: Experiment, model: Any, arguments: Any) -> float:
     """XLA's count for a step of the whole batch at once.
 
     XLA counts the body of a loop once: parts of a batch, and on CPUs the loop in the
     gradient of depthwise convolutions. So what is counted has neither.
     """
+    try:
+        cpu = jax.devices("cpu")[0]  # on others only compiled steps are counted
+    except RuntimeError as error:
+        raise SystemExit(
+            f"FLOPs are counted on a CPU, beside other devices: {error}. "
+            "Set JAX_PLATFORMS=cuda,cpu or tpu,cpu"
+        ) from error
     whole = dataclasses.replace(experiment.optimization, accumulate=1)
     experiment = dataclasses.replace(experiment, optimization=whole)
-    program = Program(experiment, model, classes, steps=1)
+    program = Program(experiment, model, steps=1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-    with jax.default_device(jax.devices("cpu")[0]):  # others count compiled steps only
+    with jax.default_device(cpu):
         traced = jax.jit(program.step).trace(*shapes)
         cost: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
     return cost["flops"]

@@ -56,12 +56,11 @@ class Program:
     Args:
       experiment: The experiment.
       model: Its network, with the weights to start from.
-      classes: Number of classes of its labels.
       steps: Updates of the whole run.
     """
 
-    def __init__(self, experiment: Experiment, model: Any, classes: int, steps: int):
-        self.experiment, self.classes = experiment, classes
+    def __init__(self, experiment: Experiment, model: Any, steps: int):
+        self.experiment = experiment
         kinds = (nnx.Param, nnx.BatchStat)
         model.train()
         self._training, *_ = nnx.split(model, *kinds)
@@ -173,7 +172,7 @@ class Program:
         else:
             labels = batch["label"]
             if labels.ndim == 1:
-                labels = jax.nn.one_hot(labels, self.classes)
+                labels = jax.nn.one_hot(labels, self.experiment.network.classes)
             smoothing = self.experiment.optimization.label_smoothing
             labels = optax.smooth_labels(labels, smoothing)
         return optax.softmax_cross_entropy(logits, labels).mean(), statistics

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -76,8 +77,8 @@ def run(
       progress: Where to show how far it is.
 
     Returns:
-      Its results, as in `result.json`. Of a run whose loss is not finite, the
-      experiment and `diverged`, the step where that was seen.
+      Its results, as in `result.json`. Of a run whose loss or parameters are not
+      finite, the experiment and `diverged`, the step where that was seen.
 
     Raises:
       SystemExit: A folder of another experiment.
@@ -91,12 +92,13 @@ def run(
     except _DivergedError as error:
         result = {"experiment": description, "diverged": error.args[0]}
         if jax.process_index() == 0:
+            progress.console.print(f"{folder.name}: diverged by step {error.args[0]}")
             write_text(finished, json.dumps(result, indent=1))
         return result
 
 
 class _DivergedError(ArithmeticError):
-    """A loss that is not finite, and the step."""
+    """A loss or parameters that are not finite, and the step."""
 
 
 def _described(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
@@ -149,7 +151,7 @@ class _Run:
         model = experiment.network.build(nnx.Rngs(experiment.seed))
         if experiment.weights is not None:
             checkpoint.load(model, experiment.weights)
-        self.program = Program(experiment, model, self.train.classes, self.steps)
+        self.program = Program(experiment, model, self.steps)
         replicated = self.devices.replicated
         self._predict = jax.jit(self.program.predict, out_shardings=replicated)
 
@@ -253,6 +255,7 @@ class _Run:
         seconds = time.perf_counter() - since
         if not math.isfinite(mean):
             self.progress.update(bar, completed=step, note=f"loss {mean}")
+            self.progress.stop_task(bar)
             raise _DivergedError(step)
         speed = len(losses) * self.experiment.optimization.batch / seconds
         note = f"loss {mean:.3f}, {speed:.0f} images/s"
@@ -267,7 +270,17 @@ class _Run:
 
     def _final(self, state: State) -> Any:
         """The parameters in the form that is exported, in memory."""
-        return ssvq.finalize(self.devices.gather(state.params))
+        step = int(state.step)
+        try:
+            final = ssvq.finalize(self.devices.gather(state.params))
+        except ValueError as error:  # what is not finite, or too large to be stored
+            raise _DivergedError(step) from error
+        leaves = [
+            x for x in jax.tree.leaves(final) if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+        if not all(np.all(np.isfinite(x)) for x in leaves):
+            raise _DivergedError(step)
+        return final
 
     def _judged(
         self, final: Any, state: State, which: str

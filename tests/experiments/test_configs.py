@@ -341,9 +341,18 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
     assert comparison.main(comparison.Options(tmp_path)) == 0
     page = (tmp_path / "README.md").read_text()
     assert "left out: cifar10_rates: vq-1." in page
-    assert "Not run yet: cifar10_mvq" in page and page.count("Not run yet") == 1
+    assert "No results: cifar10_mvq" in page and page.count("No results") == 1
     assert "cosines of 0.12 instead of 0.12" in page
     assert "+0.00 ± 0.00" in page and "50.00" in page and "agrees" in page
     for plot in ("pareto", "curves", "few_images"):
         assert (tmp_path / f"{plot}.png").stat().st_size > 10_000
         assert f"({plot}.png)" in page
+    # A method is not compared where runs that others are compared with have diverged.
+    lost = {"experiment": {}, "diverged": 50}
+    for name in ("cifar10_headline", "cifar10_ablation", "few_images"):
+        contents = dict.fromkeys(names[name], lost)
+        (tmp_path / f"{name}.json").write_text(json.dumps(contents))
+    assert comparison.main(comparison.Options(tmp_path)) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page.count("No results") == 4 and "cifar10_headline: float-32-0" in page
+    assert " nan" not in page

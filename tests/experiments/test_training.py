@@ -20,11 +20,12 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments import config, data, methods
 from experiments.config import Compression, Optimization
-from experiments.training import command
+from experiments.training import command, dry_run
 from experiments.training.devices import Devices
 from experiments.training.evaluation import judge
 from experiments.training.log import Log, read
 from experiments.training.program import Program
+from experiments.training.run import Execution
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
@@ -155,7 +156,7 @@ def _moved(folder, **rates):
     options = Optimization(epochs=0.1, batch=48, warmup=0.0, **(zeros | rates))
     experiment = tiny.compressed(folder, optimization=options)
     model = tiny.NETWORK.build(nnx.Rngs(1))
-    program = Program(experiment, model, 10, 2)
+    program = Program(experiment, model, 2)
     before = program.initial(program.compressed())
     images = np.zeros((48, 8, 8, 1), np.uint8)
     images[:24] = 255
@@ -181,7 +182,7 @@ def test_distillation_looks_at_no_labels(tmp_path):
     experiment = tiny.compressed(tmp_path, distill=True)
     result = tiny.execute(experiment, tmp_path / "run")
     assert result["test"]["agreement"] > result["before"]["agreement"]
-    program = Program(experiment, tiny.NETWORK.build(nnx.Rngs(1)), 10, 2)
+    program = Program(experiment, tiny.NETWORK.build(nnx.Rngs(1)), 2)
     teacher, images = (program.params, {}), np.ones((4, 8, 8, 1), np.uint8)
     losses = [
         program.loss(*teacher, {"image": images, "label": label}, teacher)[0]
@@ -237,6 +238,27 @@ def test_a_diverging_run_is_told_and_the_others_go_on(tmp_path, monkeypatch, cap
     assert found["vq-low"]["test"]["images"] == 450
     monkeypatch.setattr(methods, "RESULTS", results)
     assert methods.tuned_rates("vq")["rate"] == 1e-3
+
+
+@pytest.mark.parametrize("compression", [None, tiny.FROZEN])
+def test_parameters_that_are_not_finite_after_the_last_loss_are_no_result(
+    compression, tmp_path
+):
+    options = Optimization(epochs=0.05, batch=48, rate=float("inf"), warmup=0.0)
+    experiment = tiny.compressed(
+        tmp_path, optimization=options, compression=compression
+    )
+    assert tiny.execute(experiment, tmp_path / "run")["diverged"] == 1
+
+
+def test_a_set_of_other_classes_is_refused(tmp_path):
+    network = tiny.NETWORK.with_classes(7)
+    experiment = tiny.compressed(tmp_path, network=network)
+    with pytest.raises(SystemExit, match="digits has 10 classes, tiny-7 7"):
+        tiny.execute(experiment, tmp_path / "run")
+    execution = Execution(devices=Devices.all("data"))
+    with pytest.raises(SystemExit, match="digits has 10 classes, tiny-7 7"):
+        dry_run.table("run", experiment, execution)
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
