@@ -56,8 +56,10 @@ CODECS = {
 # are near chance, which tells little of their rates at more.
 _TUNED = {
     "uniform-2": "uniform-2",
-    **{name: "uniform-3" for name in ("uniform-3", "uniform-4")},
-    **{name: "mvq-3" for name in ("mvq-2", "mvq-3")},
+    "uniform-3": "uniform-3",
+    "uniform-4": "uniform-3",
+    "mvq-2": "mvq-3",
+    "mvq-3": "mvq-3",
 }
 
 

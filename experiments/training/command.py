@@ -134,8 +134,8 @@ def execute(options: Options, compressing: bool) -> None:
     diverged = [name for name, result in results.items() if "diverged" in result]
     if diverged:
         raise SystemExit(
-            f"The loss was not finite in {', '.join(diverged)}: lower the learning "
-            f"rates, and delete these runs in {folder}"
+            f"Loss or parameters were not finite in {', '.join(diverged)}: lower the "
+            f"learning rates, and delete these runs in {folder}"
         )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 import ssvq_jax as ssvq
 from experiments import data
@@ -178,8 +178,13 @@ class _Run:
                 counts = self._counts(before, "test")  # by all processes together
                 if log is not None:
                     log.write(0, 0.0, **counts)
+            done = step or 0
+            bar = self.progress.add_task(
+                self.folder.name, total=self.steps, completed=done, note="compiling"
+            )
+            stack.callback(self.progress.remove_task, bar)
             state = self._train(
-                state, step or 0, checkpoints, log, start, initial_signs
+                state, done, checkpoints, log, bar, start, initial_signs
             )
         final = self._final(state)
         return self._export(final, state, description, time.perf_counter() - start)
@@ -190,6 +195,7 @@ class _Run:
         done: int,
         checkpoints: ocp.CheckpointManager,
         log: Log | None,
+        bar: TaskID,
         start: float,
         initial_signs: list[jax.Array],
     ) -> State:
@@ -217,9 +223,6 @@ class _Run:
             process=self.devices.process,
             workers=self.execution.workers,
         )
-        bar = self.progress.add_task(
-            self.folder.name, total=self.steps, completed=done, note="compiling"
-        )
         losses, since = [], time.perf_counter()
         for step, arrays in zip(range(done + 1, self.steps + 1), batches, strict=False):
             state, loss = update(state, self.devices.batch(arrays), teacher)
@@ -244,18 +247,15 @@ class _Run:
                 if jax.default_backend() == "cpu":
                     # Arrays may lie where the next step writes.
                     checkpoints.wait_until_finished()
-        self.progress.remove_task(bar)
         return state
 
     def _progress(
-        self, bar: Any, step: int, losses: list[jax.Array], since: float
+        self, bar: TaskID, step: int, losses: list[jax.Array], since: float
     ) -> dict[str, float]:
         """Mean loss and speed of some steps, shown and returned."""
         mean = float(np.mean(jax.device_get(losses)))
         seconds = time.perf_counter() - since
         if not math.isfinite(mean):
-            self.progress.update(bar, completed=step, note=f"loss {mean}")
-            self.progress.stop_task(bar)
             raise _DivergedError(step)
         speed = len(losses) * self.experiment.optimization.batch / seconds
         note = f"loss {mean:.3f}, {speed:.0f} images/s"

@@ -3,14 +3,7 @@
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -31,17 +24,13 @@ from tests.experiments import tiny
 pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
 
 
-def _losses(folder):
-    return [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
-
-
 def test_float_training_learns_and_exports(tmp_path):
     experiment = dataclasses.replace(
         tiny.FLOAT, optimization=Optimization(epochs=12, batch=48, rate=3e-3)
     )
     result = tiny.execute(experiment, tmp_path / "float")
     assert result["steps"] == 240
-    losses = _losses(tmp_path / "float")
+    losses = tiny.losses(tmp_path / "float")
     assert len(losses) == 240 and np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
     assert result["test"]["images"] == 450
     assert result["test"]["top1"] > 200  # one in ten by chance
@@ -72,7 +61,7 @@ def test_every_method_is_tuned_and_exported(codec, tmp_path):
     compression = Compression(rules=(ssvq.Rule("blocks/.*/kernel", codec),))
     experiment = tiny.compressed(tmp_path, compression=compression)
     result = tiny.execute(experiment, tmp_path / "run")
-    losses = _losses(tmp_path / "run")
+    losses = tiny.losses(tmp_path / "run")
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     loaded = ssvq.load(tmp_path / "run" / "model.ssvq.safetensors")
     report = ssvq.report(loaded)
@@ -85,7 +74,7 @@ def test_four_devices_give_the_loss_curve_of_one(parallel, tmp_path):
     experiment = tiny.compressed(tmp_path)
     tiny.execute(experiment, tmp_path / "one")
     tiny.execute(experiment, tmp_path / "four", devices=4, parallel=parallel)
-    one, four = _losses(tmp_path / "one"), _losses(tmp_path / "four")
+    one, four = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "four")
     assert len(one) == 40
     np.testing.assert_allclose(one, four, rtol=2e-5)
 
@@ -104,7 +93,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
         options = Optimization(epochs=1, batch=48, accumulate=parts)
         experiment = tiny.compressed(tmp_path, optimization=options)
         tiny.execute(experiment, tmp_path / str(parts), devices=parts)
-        losses.append(_losses(tmp_path / str(parts)))
+        losses.append(tiny.losses(tmp_path / str(parts)))
     np.testing.assert_allclose(*losses, rtol=2e-5)
 
 
@@ -284,75 +273,6 @@ def test_the_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
     ]  # fmt: skip
 
 
-_SCRIPT = """
-import pathlib
-from tests.experiments import tiny
-
-def runs():
-    folder = pathlib.Path({folder!r})
-    return {{"run": tiny.compressed(folder, optimization=tiny.SHORT)}}
-"""
-
-
-def _command(folder, output, *options):
-    config = folder / "config.py"
-    config.write_text(_SCRIPT.format(folder=str(folder)))
-    return [
-        *(sys.executable, "-m", "experiments.compress", str(config)),
-        *("--output", str(output), "--log-every", "1", "--checkpoint-every", "10"),
-        *options,
-    ]
-
-
-def _start(command, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(command[3]).parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-        command,
-        cwd=pathlib.Path(__file__).parents[2],
-        env={**os.environ, **cache, "XLA_FLAGS": flags, "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finish(*processes):
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
-    undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    _finish(_start(_command(tmp_path, undisturbed)))
-    metrics = killed / "config" / "run" / "metrics.jsonl"
-    seen, draw = 0, random.Random(0)
-    for _ in range(3):
-        process = _start(_command(tmp_path, killed))
-        until = seen + draw.randint(4, 15)
-        while process.poll() is None and len(read(metrics)) < until:
-            time.sleep(0.01)
-        time.sleep(draw.random() * 0.05)
-        assert process.poll() is None, process.communicate()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        seen = len(read(metrics))
-    assert 0 < seen < 120
-    _finish(_start(_command(tmp_path, killed)))
-    name = "config/run/model.ssvq.safetensors"
-    assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
-    curves = [_losses(folder / "config" / "run") for folder in (undisturbed, killed)]
-    assert curves[0] == curves[1] and len(curves[0]) == 120
-
-
 def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
     rules = (ssvq.Rule("hidden/kernel", ssvq.SSVQ(4, 8)),)
     compression = dataclasses.replace(tiny.FROZEN, rules=rules)
@@ -369,7 +289,7 @@ def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
         patched.setattr(data, "training_batches", interrupted)
         tiny.execute(experiment, parted)
     tiny.execute(experiment, parted)
-    assert _losses(whole) == _losses(parted)
+    assert tiny.losses(whole) == tiny.losses(parted)
     start = tiny.tensors(pathlib.Path(experiment.weights))
     name = "model.ssvq.safetensors"
     ends = [tiny.tensors(folder / name) for folder in (whole, parted)]
@@ -379,24 +299,3 @@ def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
     # The ratio of the whole model is that of what the file holds, statistics included.
     stored = ssvq.report(ssvq.load(whole / name)).model
     assert result["model_ratio"] == stored.ratio
-
-
-def test_two_processes_give_the_loss_curve_of_one(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
-    tiny.execute(experiment, one, devices=4)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    options = ("--distributed", "--coordinator", address, "--processes", "2")
-    options += ("--parallel", "fully_sharded")
-    processes = [
-        _start(_command(tmp_path, two, *options, "--process", str(i)), devices=2)
-        for i in range(2)
-    ]
-    _finish(*processes)
-    two = two / "config" / "run"
-    results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
-    assert results[1]["device"].startswith("4 ")
-    np.testing.assert_allclose(_losses(one), _losses(two), rtol=1e-4)
-    assert abs(results[0]["test"]["top1"] - results[1]["test"]["top1"]) <= 2

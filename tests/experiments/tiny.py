@@ -15,6 +15,7 @@ from experiments.models import checkpoint
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import Network
 from experiments.training.devices import Devices
+from experiments.training.log import read
 from experiments.training.run import Execution, run
 from ssvq_jax.cli.checkpoint import Checkpoint
 
@@ -82,6 +83,11 @@ def execute(experiment, folder, devices=1, parallel="data", **options):
     )
     with Progress(disable=True) as progress:
         return run(experiment, folder, execution, progress)
+
+
+def losses(folder: pathlib.Path) -> list[float]:
+    """The losses of a run's log."""
+    return [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
 
 
 def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:

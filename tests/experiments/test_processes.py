@@ -1,0 +1,111 @@
+"""Runs that are killed, and runs of several processes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments.training.log import read
+from tests.experiments import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+
+
+_SCRIPT = """
+import pathlib
+from tests.experiments import tiny
+
+def runs():
+    folder = pathlib.Path({folder!r})
+    return {{"run": tiny.compressed(folder, optimization=tiny.SHORT)}}
+"""
+
+
+def _command(folder, output, *options):
+    config = folder / "config.py"
+    config.write_text(_SCRIPT.format(folder=str(folder)))
+    return [
+        *(sys.executable, "-m", "experiments.compress", str(config)),
+        *("--output", str(output), "--log-every", "1", "--checkpoint-every", "10"),
+        *options,
+    ]
+
+
+def _start(command, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(command[3]).parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        command,
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, **cache, "XLA_FLAGS": flags, "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finish(*processes):
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    _finish(_start(_command(tmp_path, undisturbed)))
+    metrics = killed / "config" / "run" / "metrics.jsonl"
+    seen, draw = 0, random.Random(0)
+    for _ in range(3):
+        process = _start(_command(tmp_path, killed))
+        until = seen + draw.randint(4, 15)
+        while process.poll() is None and len(read(metrics)) < until:
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.05)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        seen = len(read(metrics))
+    assert 0 < seen < 120
+    _finish(_start(_command(tmp_path, killed)))
+    name = "config/run/model.ssvq.safetensors"
+    assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
+    curves = [
+        tiny.losses(folder / "config" / "run") for folder in (undisturbed, killed)
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 120
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
+    tiny.execute(experiment, one, devices=4)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    options = ("--distributed", "--coordinator", address, "--processes", "2")
+    options += ("--parallel", "fully_sharded")
+    processes = [
+        _start(_command(tmp_path, two, *options, "--process", str(i)), devices=2)
+        for i in range(2)
+    ]
+    _finish(*processes)
+    two = two / "config" / "run"
+    results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
+    assert results[1]["device"].startswith("4 ")
+    np.testing.assert_allclose(tiny.losses(one), tiny.losses(two), rtol=1e-4)
+    assert abs(results[0]["test"]["top1"] - results[1]["test"]["top1"]) <= 2
