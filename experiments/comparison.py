@@ -24,6 +24,8 @@ CONFIGS = (
     "cifar10_thresholds",
     "cifar10_headline",
     "cifar10_bits",
+    "cifar10_3_bits_rates",
+    "cifar10_3_bits",
     "cifar10_ablation",
     "deit_tiny_cifar10",
     "few_images_rates",
@@ -31,7 +33,13 @@ CONFIGS = (
     "dominance",
 )
 
-_CHOOSING = ("cifar10_rates", "cifar10_mvq", "cifar10_thresholds", "few_images_rates")
+CHOOSING = (
+    "cifar10_rates",
+    "cifar10_mvq",
+    "cifar10_thresholds",
+    "cifar10_3_bits_rates",
+    "few_images_rates",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +60,7 @@ def main(options: Options) -> int:
             lost = [
                 k for k, v in found.items() if isinstance(v, dict) and "diverged" in v
             ]
-            if name in _CHOOSING or not lost:
+            if name in CHOOSING or not lost:
                 results[name] = {k: v for k, v in found.items() if k not in lost}
             diverged += [f"{name}: {run}" for run in lost]
         else:

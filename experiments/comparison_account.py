@@ -33,6 +33,7 @@ _FEW_CLAIMS = (("vq", "", ""), ("mvq", "+1.3", "+0.8"), ("uniform", "", ""))
 SOURCES = (
     "cifar10_headline",
     "cifar10_bits",
+    "cifar10_3_bits",
     "cifar10_ablation",
     "dominance",
     "few_images",
@@ -52,7 +53,7 @@ def account(results: dict[str, dict[str, Any]]) -> str:
 
     def short(method: str, bits: str) -> list[Run]:
         name = method if method == "float" else f"{method}-{bits}"
-        return named(results["cifar10_bits"], name)
+        return named(results["cifar10_3_bits" if bits == "3" else "cifar10_bits"], name)
 
     def few(method: str, bits: str) -> list[Run]:
         return named(images, f"{method}-{bits}")

@@ -53,6 +53,7 @@ def page(results: Results, diverged: Sequence[str] = ()) -> str:
         "deit_96_cifar10": _float,
         "cifar10_headline": _headline,
         "cifar10_bits": _bits,
+        "cifar10_3_bits": _three_bits,
         "cifar10_ablation": _ablation,
         "dominance": _dominance,
         "deit_tiny_cifar10": _exact_shape,
@@ -60,6 +61,7 @@ def page(results: Results, diverged: Sequence[str] = ()) -> str:
         "cifar10_rates": _rates,
         "cifar10_mvq": _masks,
         "cifar10_thresholds": _thresholds,
+        "cifar10_3_bits_rates": _three_bits_rates,
         "few_images_rates": _few_rates,
     }
     parts = [text.INTRODUCTION]
@@ -133,6 +135,25 @@ def _headline(results: Results) -> str:
 
 def _bits(results: Results) -> str:
     runs = results["cifar10_bits"]
+    table = _by_bits(runs)
+    float32 = percent(runs["float"]["test"])
+    return _filled(text.BITS, "cifar10_bits", runs, table=table, float=float32)
+
+
+def _three_bits(results: Results) -> str:
+    runs = results["cifar10_3_bits"]
+    return _filled(
+        text.THREE_BITS,
+        "cifar10_3_bits",
+        runs,
+        table=_by_bits(runs),
+        before=percent(runs["float"]["before"]),
+        float=percent(runs["float"]["test"]),
+    )
+
+
+def _by_bits(runs: dict[str, Run]) -> str:
+    """A table of the runs METHOD-BITS, with their differences from the run float."""
     rows = []
     for method in TITLES:
         for bits in BITS:
@@ -147,16 +168,11 @@ def _bits(results: Results) -> str:
                     f"{run['ratio']:.1f}x",
                     percent(run["before"]),
                     f"{percent(run['test'])} ± {half(run)}",
+                    gap([run], [runs["float"]]),
                 ]
             )
     header = ["method", "codec", "bits", "ratio", "before, %", "tuned, %"]
-    return _filled(
-        text.BITS,
-        "cifar10_bits",
-        runs,
-        table=markdown.table(header, rows),
-        float=percent(runs["float"]["test"]),
-    )
+    return markdown.table([*header, "minus float32"], rows)
 
 
 def _ablation(results: Results) -> str:
@@ -277,10 +293,18 @@ def _few_images(results: Results) -> str:
 
 
 def _rates(results: Results) -> str:
-    runs = results["cifar10_rates"]
+    return _rates_of("cifar10_rates", text.RATES, results)
+
+
+def _three_bits_rates(results: Results) -> str:
+    return _rates_of("cifar10_3_bits_rates", text.THREE_BITS_RATES, results)
+
+
+def _rates_of(config: str, template: str, results: Results) -> str:
+    runs = results[config]
     header = ["method", "rates", "validation, %"]
     table = markdown.table(header, _best_marked(runs, "top1"))
-    return _filled(text.RATES, "cifar10_rates", runs, table=table)
+    return _filled(template, config, runs, table=table)
 
 
 def _few_rates(results: Results) -> str:

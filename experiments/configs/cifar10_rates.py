@@ -35,19 +35,26 @@ def runs() -> dict[str, Experiment]:
     """Every method with every pair of rates."""
     found = {}
     for rate in (1e-4, 3e-4, 1e-3):
-        found[f"float-{rate:g}"] = _run("float", rate, rate, 0.0)
+        found[f"float-{rate:g}"] = trial("float", 1.5, rate, rate)
     for method, seconds in _SECOND.items():
+        bits = 2 if method == "uniform" else 1.5
         wider = _WIDER.get(method, ())
         for rate, second in (*itertools.product(_RATES, seconds), *wider):
-            rates = (rate, second) if method == "learned" else (second, 0.0)
-            found[f"{method}-{rate:g}-{second:g}"] = _run(method, rate, *rates)
+            found[f"{method}-{rate:g}-{second:g}"] = trial(method, bits, rate, second)
     return found
 
 
-def _run(
-    method: str, rate: float, codebook_rate: float, sign_rate: float
-) -> Experiment:
-    rates = {"rate": rate, "codebook_rate": codebook_rate, "sign_rate": sign_rate}
-    bits = 2 if method == "uniform" else 1.5
+def trial(method: str, bits: float, rate: float, second: float) -> Experiment:
+    """An epoch of fine-tuning that is not tested.
+
+    Args:
+      method: One of `experiments.methods.TITLES`.
+      bits: One of `experiments.methods.BITS`.
+      rate: Of all that is not compressed; with learned signs of codebooks, too.
+      second: Of learned signs, where a method has them; else of codebooks or steps.
+    """
+    rates = {"rate": rate, "codebook_rate": second, "sign_rate": 0.0}
+    if method == "learned":
+        rates |= {"codebook_rate": rate, "sign_rate": second}
     run = fine_tuning(method, bits, epochs=1, rates=rates)
     return dataclasses.replace(run, data=dataclasses.replace(run.data, test=None))

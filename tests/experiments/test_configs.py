@@ -73,8 +73,7 @@ def _compressed(params, experiment):
 
 
 def test_nothing_is_chosen_by_test_images():
-    choosing = ("cifar10_rates", "cifar10_mvq", "cifar10_thresholds")
-    for name in (*choosing, "few_images_rates"):
+    for name in comparison.CHOOSING:
         runs = config.load(_CONFIGS / f"{name}.py").values()
         assert all(run.data.test is None and run.data.validation for run in runs)
 
@@ -87,7 +86,7 @@ def test_methods_store_about_the_same_bits():
             rates = {"rate": 1e-3}
             run = methods.fine_tuning(method, bits, epochs=1, rates=rates)
             stored = _compressed(params, run)
-            assert bits - 0.4 < stored < bits + 0.2, (method, bits, stored)
+            assert bits < stored < bits + 0.2, (method, bits, stored)
 
 
 def test_missing_results_say_how_to_get_them(tmp_path, monkeypatch):
@@ -313,6 +312,8 @@ def test_the_page_has_every_section_that_was_run(tmp_path, capsys):
             *("learned-1.5-0", "vq-1.25-0", "learned-1.25-0"),
         ],
         "cifar10_bits": ["float", "vq-1.5", "learned-1.5", "frozen-1.5", "uniform-2"],
+        "cifar10_3_bits": ["float", "vq-3", "learned-3"],
+        "cifar10_3_bits_rates": ["float-0.0001", "vq-0.001-0.001"],
         "deit_tiny_cifar10": ["float", "vq", "ssvq"],
         "few_images": [
             "mobilenet_v2_100_unfolded-uniform-2",

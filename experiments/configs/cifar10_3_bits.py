@@ -1,0 +1,25 @@
+"""All methods at 3 bits, UQ at 4, too; three epochs each.
+
+python -m experiments.compress experiments/configs/cifar10_3_bits.py \
+    --data-dir DIR --results experiments/results
+
+With rates of their own: needs the results of cifar10_3_bits_rates.py, and those of
+cifar10_thresholds.py. Eight runs of three minutes on 2 CPU cores.
+"""
+
+from experiments.config import Experiment
+from experiments.methods import at, fine_tuning, tuned_freezing, tuned_rates
+
+
+def runs() -> dict[str, Experiment]:
+    """Every method; the float network beside them."""
+    freezing = tuned_freezing()
+    chosen = [("float", 3), *((method, bits) for bits in (3, 4) for method in at(bits))]
+    found = {}
+    for method, bits in chosen:
+        name = method if method == "float" else f"{method}-{bits:g}"
+        rates = tuned_rates(method, "cifar10_3_bits_rates")
+        found[name] = fine_tuning(
+            method, bits, epochs=3, freezing=freezing, rates=rates
+        )
+    return found
