@@ -4,7 +4,9 @@ python -m experiments.compress experiments/configs/cifar10_3_bits.py \
     --data-dir DIR --results experiments/results
 
 With rates of their own: needs the results of cifar10_3_bits_rates.py, and those of
-cifar10_thresholds.py. Eight runs of three minutes on 2 CPU cores.
+cifar10_thresholds.py. Eight runs of one and a half minutes on 2 CPU cores. Test
+accuracy there: float 74.8 %, SSVQ with learned signs 74.4, all others from 73.7 (MVQ)
+to 74.4 (UQ at 4).
 """
 
 from experiments.config import Experiment

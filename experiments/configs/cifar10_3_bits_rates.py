@@ -3,9 +3,9 @@
 python -m experiments.compress experiments/configs/cifar10_3_bits_rates.py \
     --data-dir DIR --results experiments/results
 
-Needs the float network of deit_96_cifar10.py. Nine pairs of rates for each method, as
-in cifar10_rates.py but smaller, as there is less to make up for: 48 runs of about a
-minute on 2 CPU cores.
+Needs the float network of deit_96_cifar10.py. 16 pairs of rates for each method: 84
+runs of half a minute on 2 CPU cores. The best of each, in %: UQ 74.0, VQ 74.0, MVQ
+73.4, SSVQ 73.9 with fixed signs and 74.1 with learned ones, float 74.8.
 """
 
 import itertools
@@ -13,16 +13,17 @@ import itertools
 from experiments.config import Experiment
 from experiments.configs.cifar10_rates import trial
 
-_RATES = (1e-4, 3e-4, 1e-3)
-_SECOND = (3e-4, 1e-3, 3e-3)
+_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+_SECOND = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def runs() -> dict[str, Experiment]:
     """Every method with every pair of rates."""
-    found = {
-        f"float-{rate:g}": trial("float", 3, rate, rate) for rate in (3e-5, 1e-4, 3e-4)
-    }
+    found = {}
+    for rate in (1e-5, 3e-5, 1e-4, 3e-4):
+        found[f"float-{rate:g}"] = trial("float", 3, rate, rate)
     for method in ("uniform", "vq", "mvq", "fixed", "learned"):
-        for rate, second in itertools.product(_RATES, _SECOND):
+        seconds = (1e-4, *_SECOND[:-1]) if method == "learned" else _SECOND
+        for rate, second in itertools.product(_RATES, seconds):
             found[f"{method}-{rate:g}-{second:g}"] = trial(method, 3, rate, second)
     return found
