@@ -36,7 +36,7 @@ _CODECS = {
     3: {
         "uniform": ssvq.Uniform(3),  # 3.125
         "vq": ssvq.VQ(64, 2, codebook_dtype="int8"),  # 3.038
-        "mvq": ssvq.MVQ(128, 3, (2, 3)),  # 3.11
+        "mvq": ssvq.MVQ(320, 4, (3, 4)),  # 3.122
         "ssvq": ssvq.SSVQ(16, 2),  # 3.019
     },
     4: {"uniform": ssvq.Uniform(4)},  # 4.125
