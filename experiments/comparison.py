@@ -40,6 +40,7 @@ CHOOSING = (
     "cifar10_3_bits_rates",
     "few_images_rates",
 )
+"""Those by which options are chosen; never by test images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,9 @@ are counted, and what is stored exactly is in every table. All methods see the s
 batches for the same number of steps. Learning rates were tuned per method at 1.5 bits
 (UQ: 2) on a validation split; other bits take the same, but for [3 and
 4](#3-and-4-bits), and for UQ and MVQ with [few images](#few-images). Nothing was chosen
-by test images, but for two decisions there. All on 2 CPU cores, float32.
+by test images, but for two decisions there; one [at 3
+bits](#learning-rates-at-3-bits) was taken after some had been seen. All on 2 CPU cores,
+float32.
 
 Intervals are of 95 % over the test images, for the networks trained here: other seeds
 would move them, too. Differences are taken image by image on the same images, between
