@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,18 @@ def page(results: Results, diverged: Sequence[str] = ()) -> str:
     sections = {
         "deit_96_cifar10": _float,
         "cifar10_headline": _headline,
-        "cifar10_bits": _bits,
-        "cifar10_3_bits": _three_bits,
+        "cifar10_bits": partial(_by_bits, "cifar10_bits", text.BITS),
+        "cifar10_3_bits": partial(_by_bits, "cifar10_3_bits", text.THREE_BITS),
         "cifar10_ablation": _ablation,
         "dominance": _dominance,
         "deit_tiny_cifar10": _exact_shape,
         "few_images": _few_images,
-        "cifar10_rates": _rates,
+        "cifar10_rates": partial(_rates, "cifar10_rates", text.RATES),
         "cifar10_mvq": _masks,
         "cifar10_thresholds": _thresholds,
-        "cifar10_3_bits_rates": _three_bits_rates,
+        "cifar10_3_bits_rates": partial(
+            _rates, "cifar10_3_bits_rates", text.THREE_BITS_RATES
+        ),
         "few_images_rates": _few_rates,
     }
     parts = [text.INTRODUCTION]
@@ -133,28 +136,8 @@ def _headline(results: Results) -> str:
     )
 
 
-def _bits(results: Results) -> str:
-    runs = results["cifar10_bits"]
-    table = _by_bits(runs)
-    float32 = percent(runs["float"]["test"])
-    return _filled(text.BITS, "cifar10_bits", runs, table=table, float=float32)
-
-
-def _three_bits(results: Results) -> str:
-    runs = results["cifar10_3_bits"]
-    return _filled(
-        text.THREE_BITS,
-        "cifar10_3_bits",
-        runs,
-        table=_by_bits(runs),
-        before=percent(runs["float"]["before"]),
-        float=percent(runs["float"]["test"]),
-    )
-
-
-def _by_bits(runs: dict[str, Run]) -> str:
-    """A table of the runs METHOD-BITS, with their differences from the run float."""
-    rows = []
+def _by_bits(config: str, template: str, results: Results) -> str:
+    runs, rows = results[config], []
     for method in TITLES:
         for bits in BITS:
             run = runs.get(f"{method}-{bits:g}")
@@ -172,7 +155,14 @@ def _by_bits(runs: dict[str, Run]) -> str:
                 ]
             )
     header = ["method", "codec", "bits", "ratio", "before, %", "tuned, %"]
-    return markdown.table([*header, "minus float32"], rows)
+    return _filled(
+        template,
+        config,
+        runs,
+        table=markdown.table([*header, "minus float32"], rows),
+        before=percent(runs["float"]["before"]),
+        float=percent(runs["float"]["test"]),
+    )
 
 
 def _ablation(results: Results) -> str:
@@ -292,15 +282,7 @@ def _few_images(results: Results) -> str:
     return _filled(text.FEW, "few_images", runs, tables="\n\n".join(tables))
 
 
-def _rates(results: Results) -> str:
-    return _rates_of("cifar10_rates", text.RATES, results)
-
-
-def _three_bits_rates(results: Results) -> str:
-    return _rates_of("cifar10_3_bits_rates", text.THREE_BITS_RATES, results)
-
-
-def _rates_of(config: str, template: str, results: Results) -> str:
+def _rates(config: str, template: str, results: Results) -> str:
     runs = results[config]
     header = ["method", "rates", "validation, %"]
     table = markdown.table(header, _best_marked(runs, "top1"))

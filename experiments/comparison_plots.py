@@ -42,10 +42,10 @@ def pareto(path: pathlib.Path, results: dict[str, Any]) -> None:
         shown = {"color": _COLORS[method], "marker": "o", "label": TITLES[method]}
         gaps = np.array([difference([run], [dense]) for run, dense in own])
         tuned.errorbar(ratios, *100 * gaps.reshape(-1, 2).T, capsize=3, **shown)
-        gaps = [
+        untuned = [
             accuracy(run["before"]) - accuracy(dense["before"]) for run, dense in own
         ]
-        before.plot(ratios, 100 * np.array(gaps), **shown)
+        before.plot(ratios, 100 * np.array(untuned), **shown)
     for axis in (tuned, before):
         axis.axhline(0, color="black", lw=1, label="float32")
         axis.set(xlabel="compression ratio of the kernels")

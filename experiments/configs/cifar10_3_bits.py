@@ -10,18 +10,9 @@ accuracy there: float 74.8 %, SSVQ with learned signs 74.4 and with fixed ones 7
 """
 
 from experiments.config import Experiment
-from experiments.methods import at, fine_tuning, tuned_freezing, tuned_rates
+from experiments.configs.cifar10_bits import every_method
 
 
 def runs() -> dict[str, Experiment]:
-    """Every method; the float network beside them."""
-    freezing = tuned_freezing()
-    chosen = [("float", 3), *((method, bits) for bits in (3, 4) for method in at(bits))]
-    found = {}
-    for method, bits in chosen:
-        name = method if method == "float" else f"{method}-{bits:g}"
-        rates = tuned_rates(method, "cifar10_3_bits_rates")
-        found[name] = fine_tuning(
-            method, bits, epochs=3, freezing=freezing, rates=rates
-        )
-    return found
+    """METHOD-BITS, and float."""
+    return every_method((3, 4), "cifar10_3_bits_rates")
