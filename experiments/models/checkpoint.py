@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
-from ssvq_jax.cli.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.codecs import is_compressed
 
 # Flax's names of leaves where timm's differ.

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from typing import Annotated
 
 import jax
 import tyro
@@ -23,7 +24,9 @@ from experiments.training import dry_run
 from experiments.training.devices import Devices, Parallel
 from experiments.training.log import read, write_text
 from experiments.training.run import Execution, run
-from ssvq_jax.cli.checkpoint import Flag
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""An option that is off unless it is named."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from experiments.training import evaluation, optimizer
 from experiments.training.devices import Devices
 from experiments.training.log import Log, read, write_text
 from experiments.training.program import Program, State
-from ssvq_jax.cli.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from rich.text import Text
 from tyro.conf import Positional
 
 import ssvq_jax.tree as tree
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, check_target, progress
+from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.inspect import describe_file, report_json
+from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable

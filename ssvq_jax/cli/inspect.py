@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, progress
+from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.cli.terminal import Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
 from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree.paths import printable

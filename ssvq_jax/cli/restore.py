@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.cli.checkpoint import Checkpoint, Flag, check_target, progress
+from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.export import FormatError
 from ssvq_jax.export.container import NAMES, Tensor, header_bytes, replacing
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import accelerator
-from ssvq_jax.cli.checkpoint import Flag
+from ssvq_jax.cli.terminal import Flag
 from ssvq_jax.export import PackedFile, load
 from ssvq_jax.export.structure import original_name
 

@@ -17,7 +17,7 @@ from experiments.models.zoo import Network
 from experiments.training.devices import Devices
 from experiments.training.log import read
 from experiments.training.run import Execution, run
-from ssvq_jax.cli.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint
 
 CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, channels=1)
 NETWORK = Network(

@@ -1,34 +1,19 @@
-"""Checkpoints as the commands see them: arrays by name, read when asked for."""
+"""Checkpoints, packed or not: arrays by name, read when asked for."""
 
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors import safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
-from ssvq_jax.export.container import DTYPES, check_replaceable
+from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
 from ssvq_jax.export.structure import original_name
 from ssvq_jax.tree import decode
 
 _FOREIGN = "no safetensors file"
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""An option that is off unless it is named."""
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -117,31 +102,6 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._checkpoint[self._name], dtype)
-
-
-def check_target(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Raise before any work is done for an output that cannot be written.
-
-    Raises:
-      OSError: A directory that is missing or cannot be written; no regular file.
-      ValueError: The source itself.
-    """
-    check_replaceable(out)
-    if out.exists() and source.samefile(out):
-        raise ValueError(f"{out}: is the source; give the output another name")
-
-
-def progress(quiet: bool) -> Progress:
-    """A bar on the standard error output, so that results can be piped."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
 
 
 def _original_metadata(packed: PackedFile) -> dict[str, str]:

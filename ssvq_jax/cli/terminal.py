@@ -1,0 +1,45 @@
+"""What the commands share: options that are off, bars, checks of their outputs."""
+
+import pathlib
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ssvq_jax.export.container import check_replaceable
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""An option that is off unless it is named."""
+
+
+def check_target(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Raise before any work is done for an output that cannot be written.
+
+    Raises:
+      OSError: A directory that is missing or cannot be written; no regular file.
+      ValueError: The source itself.
+    """
+    check_replaceable(out)
+    if out.exists() and source.samefile(out):
+        raise ValueError(f"{out}: is the source; give the output another name")
+
+
+def progress(quiet: bool) -> Progress:
+    """A bar on the standard error output, so that results can be piped."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
