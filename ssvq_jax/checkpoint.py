@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
-from ssvq_jax.export.structure import original_name
+from ssvq_jax.export.names import original_name
 from ssvq_jax.tree import decode
 
 _FOREIGN = "no safetensors file"

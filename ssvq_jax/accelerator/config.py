@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from ssvq_jax.codecs.protocol import require_integer
+from ssvq_jax.core.checks import require_integer
 
 ASSUMED = "assumed"
 HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 8-bit integers"

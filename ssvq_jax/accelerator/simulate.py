@@ -29,9 +29,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ssvq_jax.accelerator.activations import Activations
-from ssvq_jax.accelerator.channel import Channel, WeightBuffer
 from ssvq_jax.accelerator.config import Config
 from ssvq_jax.accelerator.energy import events
+from ssvq_jax.accelerator.memory import Channel, WeightBuffer
 from ssvq_jax.accelerator.report import CAUSES, Layer, Report
 from ssvq_jax.accelerator.stored import Stored, resolve
 from ssvq_jax.accelerator.systolic import (

@@ -13,7 +13,7 @@ from ssvq_jax.accelerator.workloads import MatMul
 from ssvq_jax.codecs import Codec, is_compressed
 from ssvq_jax.export import PackedFile, load
 from ssvq_jax.export.description import Entry
-from ssvq_jax.export.structure import original_name
+from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import flatten
 
 WEIGHT_KINDS = ("weights", "codes", "signs", "masks", "codebooks", "padding")

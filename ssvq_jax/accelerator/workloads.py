@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from ssvq_jax.codecs.protocol import require_integer
+from ssvq_jax.core.checks import require_integer
 
 
 @dataclasses.dataclass(frozen=True)

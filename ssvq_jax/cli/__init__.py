@@ -8,8 +8,8 @@ from rich.text import Text
 from safetensors import SafetensorError
 
 from ssvq_jax.cli.compress import compress
+from ssvq_jax.cli.decode import decode
 from ssvq_jax.cli.inspect import diff, info, verify
-from ssvq_jax.cli.restore import decode
 from ssvq_jax.cli.simulate import simulate
 from ssvq_jax.tree.paths import printable
 

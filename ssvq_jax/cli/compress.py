@@ -20,7 +20,7 @@ from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
-from ssvq_jax.export.structure import name_leaves
+from ssvq_jax.export.names import name_leaves
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 from ssvq_jax.tree.rules import input_axis

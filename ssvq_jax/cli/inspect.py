@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.terminal import Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
-from ssvq_jax.export.structure import original_name
+from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 

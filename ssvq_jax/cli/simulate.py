@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from ssvq_jax import accelerator
 from ssvq_jax.cli.terminal import Flag
 from ssvq_jax.export import PackedFile, load
-from ssvq_jax.export.structure import original_name
+from ssvq_jax.export.names import original_name
 
 Preset = Literal["edge", "edge_slow_clock", "micro", "ideal_memory"]
 Model = Literal["vit", "efficientnet_lite0", "mobilenet_v2", "llama"]

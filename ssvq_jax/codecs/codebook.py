@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num, UInt, UInt8
 
-from ssvq_jax.codecs.protocol import Field
+from ssvq_jax.codecs.codec import Field
 from ssvq_jax.core.bits import pack_bits
 from ssvq_jax.core.blocks import (
     AnyArray,

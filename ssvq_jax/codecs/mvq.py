@@ -11,10 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
+from ssvq_jax.codecs.codebook import (
+    cluster,
+    codebook_fields,
+    codebook_shapes,
+    codes_field,
+    codewords_as,
+    lookup,
+    pack_blocks,
+    require_codebook_dtype,
+    restore_codebook,
+    store_codebook,
+    stored_codebook,
+)
+from ssvq_jax.codecs.codec import Codec, Compressed, Field
 from ssvq_jax.core.bits import unpack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.sharding import place, replicate, sharding_of
 
 _LARGEST_GROUP = 16
@@ -60,12 +73,12 @@ class MVQ(Codec):
             raise ValueError(
                 f"block: expected a multiple of M = {group}, got {self.block}"
             )
-        shared.require_codebook_dtype(self.codebook_dtype)
+        require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
         kept = from_blocks(_kept(replicate(weight), self, axis), weight.shape, axis)
         mask = kept.astype(jnp.float32)
-        codebook, codes = shared.cluster(
+        codebook, codes = cluster(
             weight,
             mask if importance is None else mask * replicate(importance),
             codewords=self.codewords,
@@ -80,7 +93,7 @@ class MVQ(Codec):
             axis=axis,
             codebook=codebook,
             codes=codes,
-            mask=shared.pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
+            mask=pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
         )
 
     def fields(self, shape, axis):
@@ -88,13 +101,13 @@ class MVQ(Codec):
         patterns = math.comb(group, kept)
         groups = math.prod(grid_shape(shape, group, axis))
         return (
-            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
-            shared.codes_field(self.codewords, shape, self.block, axis),
+            *codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            codes_field(self.codewords, shape, self.block, axis),
             Field("mask", groups, (patterns - 1).bit_length(), limit=patterns),
         )
 
     def restore(self, shape, dtype, axis, stored):
-        leaves = shared.restore_codebook(
+        leaves = restore_codebook(
             stored, self.codewords, shape, self.block, axis, dtype
         )
         group = self.keep[1]
@@ -142,13 +155,13 @@ class MVQWeight(Compressed):
         return self.codes
 
     def shapes(self):
-        shapes = shared.codebook_shapes(self)
+        shapes = codebook_shapes(self)
         return {**shapes, "mask": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
     def values(self, dtype):
         kept = unpack_bits(self.mask, self.codec.block, self.shape, self.axis)
-        values = shared.lookup(
-            shared.codewords_as(self.codebook, self.scale, dtype),
+        values = lookup(
+            codewords_as(self.codebook, self.scale, dtype),
             self.codes,
             self.shape,
             self.axis,
@@ -156,7 +169,7 @@ class MVQWeight(Compressed):
         return jnp.where(kept, values, jnp.zeros_like(values))
 
     def finalize(self):
-        codebook, scale = shared.store_codebook(
+        codebook, scale = store_codebook(
             self.codebook, self.scale, self.codec.codebook_dtype
         )
         return self.replace(codebook=codebook, scale=scale)
@@ -171,7 +184,7 @@ class MVQWeight(Compressed):
         ]
         pairs = np.packbits(groups, axis=-1, bitorder="little").astype(np.uint16)
         patterns = pairs[:, 0] if group <= 8 else pairs @ np.array([1, 256], np.uint16)
-        stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
+        stored = stored_codebook(self.codebook, self.scale, self.codes)
         # A group with padding may have less than N ones, all of them its lowest bits:
         # then the first pattern, which has those too, stands for it.
         ranks = np.searchsorted(_patterns(*self.codec.keep), np.arange(1 << group))

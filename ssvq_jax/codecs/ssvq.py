@@ -8,9 +8,24 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
+from ssvq_jax.codecs.codebook import (
+    cluster,
+    codebook_fields,
+    codebook_shapes,
+    codes_field,
+    codewords_as,
+    from_valid_bits,
+    lookup,
+    pack_blocks,
+    require_codebook_dtype,
+    restore_codebook,
+    store_codebook,
+    stored_codebook,
+    valid_bits,
+)
+from ssvq_jax.codecs.codec import Codec, Compressed, Field
 from ssvq_jax.core.bits import unpack_bits
+from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.signs import sign_ste, split_signs
 
 
@@ -65,10 +80,10 @@ class SSVQ(Codec):
             raise ValueError(
                 f"latent_scale: expected a number above 0, got {self.latent_scale}"
             )
-        shared.require_codebook_dtype(self.codebook_dtype)
+        require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
-        codebook, codes = shared.cluster(
+        codebook, codes = cluster(
             weight,
             importance,
             magnitudes=True,
@@ -94,16 +109,16 @@ class SSVQ(Codec):
 
     def fields(self, shape, axis):
         return (
-            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
-            shared.codes_field(self.codewords, shape, self.block, axis),
+            *codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            codes_field(self.codewords, shape, self.block, axis),
             Field("signs", math.prod(shape), 1, limit=2),
         )
 
     def restore(self, shape, dtype, axis, stored):
-        leaves = shared.restore_codebook(
+        leaves = restore_codebook(
             stored, self.codewords, shape, self.block, axis, dtype
         )
-        signs = shared.from_valid_bits(stored["signs"], shape, self.block, axis)
+        signs = from_valid_bits(stored["signs"], shape, self.block, axis)
         return SSVQWeight(
             codec=self, shape=shape, dtype=dtype, axis=axis, signs=signs, **leaves
         )
@@ -139,14 +154,14 @@ class SSVQWeight(Compressed):
         return self.codes
 
     def shapes(self):
-        shapes = shared.codebook_shapes(self)
+        shapes = codebook_shapes(self)
         if self.latent is not None:
             return {**shapes, "latent": self.shape}
         return {**shapes, "signs": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
     def values(self, dtype):
-        magnitude = shared.lookup(
-            shared.codewords_as(self.codebook, self.scale, dtype),
+        magnitude = lookup(
+            codewords_as(self.codebook, self.scale, dtype),
             self.codes,
             self.shape,
             self.axis,
@@ -157,7 +172,7 @@ class SSVQWeight(Compressed):
         return jnp.where(minus, -magnitude, magnitude)
 
     def finalize(self):
-        codebook, scale = shared.store_codebook(
+        codebook, scale = store_codebook(
             self.codebook, self.scale, self.codec.codebook_dtype
         )
         signs = self.signs
@@ -166,8 +181,8 @@ class SSVQWeight(Compressed):
         return self.replace(codebook=codebook, scale=scale, latent=None, signs=signs)
 
     def stored(self):
-        stored = shared.stored_codebook(self.codebook, self.scale, self.codes)
-        stored["signs"] = shared.valid_bits(
+        stored = stored_codebook(self.codebook, self.scale, self.codes)
+        stored["signs"] = valid_bits(
             self.signs, self.shape, self.codec.block, self.axis
         )
         return stored
@@ -176,4 +191,4 @@ class SSVQWeight(Compressed):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _pack_signs(x, block, axis):
     _, sign = split_signs(x)
-    return shared.pack_blocks(sign < 0, block, axis)
+    return pack_blocks(sign < 0, block, axis)

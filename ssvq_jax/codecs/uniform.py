@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssvq_jax.codecs.protocol import Codec, Compressed, Field, require_integer
-from ssvq_jax.core.checks import require_finite
+from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
 
 _SCALE_DTYPES = ("float32", "float16", "bfloat16")

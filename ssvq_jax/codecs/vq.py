@@ -5,8 +5,20 @@ from typing import Any, ClassVar
 
 import jax
 
-from ssvq_jax.codecs import codebook as shared
-from ssvq_jax.codecs.protocol import Codec, Compressed, require_integer
+from ssvq_jax.codecs.codebook import (
+    cluster,
+    codebook_fields,
+    codebook_shapes,
+    codes_field,
+    codewords_as,
+    lookup,
+    require_codebook_dtype,
+    restore_codebook,
+    store_codebook,
+    stored_codebook,
+)
+from ssvq_jax.codecs.codec import Codec, Compressed
+from ssvq_jax.core.checks import require_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +43,10 @@ class VQ(Codec):
     def __post_init__(self):
         require_integer("codewords", self.codewords, 2)
         require_integer("block", self.block, 1)
-        shared.require_codebook_dtype(self.codebook_dtype)
+        require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
-        codebook, codes = shared.cluster(
+        codebook, codes = cluster(
             weight,
             importance,
             codewords=self.codewords,
@@ -53,12 +65,12 @@ class VQ(Codec):
 
     def fields(self, shape, axis):
         return (
-            *shared.codebook_fields(self.codewords, self.block, self.codebook_dtype),
-            shared.codes_field(self.codewords, shape, self.block, axis),
+            *codebook_fields(self.codewords, self.block, self.codebook_dtype),
+            codes_field(self.codewords, shape, self.block, axis),
         )
 
     def restore(self, shape, dtype, axis, stored):
-        leaves = shared.restore_codebook(
+        leaves = restore_codebook(
             stored, self.codewords, shape, self.block, axis, dtype
         )
         return VQWeight(codec=self, shape=shape, dtype=dtype, axis=axis, **leaves)
@@ -86,21 +98,21 @@ class VQWeight(Compressed):
         return self.codes
 
     def shapes(self):
-        return shared.codebook_shapes(self)
+        return codebook_shapes(self)
 
     def values(self, dtype):
-        return shared.lookup(
-            shared.codewords_as(self.codebook, self.scale, dtype),
+        return lookup(
+            codewords_as(self.codebook, self.scale, dtype),
             self.codes,
             self.shape,
             self.axis,
         )
 
     def finalize(self):
-        codebook, scale = shared.store_codebook(
+        codebook, scale = store_codebook(
             self.codebook, self.scale, self.codec.codebook_dtype
         )
         return self.replace(codebook=codebook, scale=scale)
 
     def stored(self):
-        return shared.stored_codebook(self.codebook, self.scale, self.codes)
+        return stored_codebook(self.codebook, self.scale, self.codes)

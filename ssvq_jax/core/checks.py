@@ -1,4 +1,4 @@
-"""Checks of array arguments: shapes and dtypes always, values where concrete."""
+"""Checks of arguments; of arrays, dtypes always and values where concrete."""
 
 from typing import Any
 
@@ -44,3 +44,12 @@ def require_nonnegative(name: str, x: Array) -> None:
     require_finite(name, x)
     if not isinstance(x, Tracer) and jnp.any(x < 0):
         raise ValueError(f"{name}: expected values >= 0, got {float(jnp.min(x))}")
+
+
+def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise unless option `name` is an integer of at least `low`, at most `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {limits}, got {value}")

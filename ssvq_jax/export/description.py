@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
-from ssvq_jax.codecs.protocol import WEIGHT_DTYPES, Field
+from ssvq_jax.codecs.codec import WEIGHT_DTYPES, Field
 from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export.container import DTYPES, NAMES, natural, parse_json, shape_of
 from ssvq_jax.export.error import FormatError
@@ -67,7 +67,7 @@ class Description:
 
     Attributes:
       entries: The compressed parameters, in the order of their payloads.
-      containers: Kinds of containers, by name: see `structure`.
+      containers: Kinds of containers, by name: see `export.names`.
       metadata: Whatever the writer was given.
       alignment: Payloads start at multiples of this many bytes.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.codecs.protocol import Field
+from ssvq_jax.codecs.codec import Field
 from ssvq_jax.export.container import (
     DTYPES,
     LARGEST_HEADER,
@@ -24,8 +24,8 @@ from ssvq_jax.export.container import (
 )
 from ssvq_jax.export.description import LARGEST_ALIGNMENT, Description, Entry
 from ssvq_jax.export.error import FormatError, naming
+from ssvq_jax.export.names import build_tree, check_name, name_leaves
 from ssvq_jax.export.packing import pack_integers, unpack_integers
-from ssvq_jax.export.structure import build_tree, check_name, name_leaves
 from ssvq_jax.tree import finalize
 
 _KEY = "ssvq_jax"

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ssvq_jax import accelerator as acc
-from ssvq_jax.accelerator.channel import Channel, WeightBuffer
+from ssvq_jax.accelerator.memory import Channel, WeightBuffer
 
 
 def test_requests_follow_each_other_and_overlap_their_latency():

@@ -1,3 +1,5 @@
+import importlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,9 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
-from ssvq_jax.codecs import product
+
+# `ssvq_jax.codecs.matmul` is the function.
+matmul = importlib.import_module("ssvq_jax.codecs.matmul")
 
 CODECS = [
     ssvq.SSVQ(16, 8),
@@ -30,11 +34,11 @@ def test_every_form_is_the_product(form, codec, inputs, outputs, rows, rng, key)
     if not codec_fits:
         pytest.skip("more codewords than blocks")
     node = _node(codec, (inputs, outputs), rng, key)
-    if form == "tables" and product._table_width(node) is None:
+    if form == "tables" and matmul._table_width(node) is None:
         pytest.skip("the codebook is too large for tables")
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
     expected = x.astype(np.float64) @ np.asarray(ssvq.decode(node), np.float64)
-    result = product._matmul(jnp.asarray(x), node, form)
+    result = matmul._matmul(jnp.asarray(x), node, form)
     chex.assert_shape(result, (rows, outputs))
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
@@ -42,19 +46,19 @@ def test_every_form_is_the_product(form, codec, inputs, outputs, rows, rng, key)
 def test_slabs_with_a_rest(rng, key, monkeypatch):
     node = _node(ssvq.SSVQ(4, 4), (45, 10), rng, key)
     x = jnp.asarray(rng.normal(size=(6, 45)), jnp.float32)
-    monkeypatch.setattr(product, "_SLAB", 4 * 4 * 10)
-    result = product._by_slabs(x, node)
+    monkeypatch.setattr(matmul, "_SLAB", 4 * 4 * 10)
+    result = matmul._by_slabs(x, node)
     np.testing.assert_allclose(result, x @ ssvq.decode(node), rtol=1e-4, atol=1e-4)
 
 
 def test_few_rows_use_tables_and_many_slabs(rng, key):
     node = _node(ssvq.SSVQ(16, 8), (1024, 4096), rng, key)
-    forms = [product._form(rows, node) for rows in (0, 1, 3, 16)]
+    forms = [matmul._form(rows, node) for rows in (0, 1, 3, 16)]
     assert forms == ["whole", "tables", "tables", "slabs"]
     small = _node(ssvq.SSVQ(16, 8), (64, 64), rng, key)
-    assert product._form(1, small) == "whole"
+    assert matmul._form(1, small) == "whole"
     training = ssvq.encode(ssvq.SSVQ(16, 8), jnp.ones((1024, 4096)), key=key)
-    assert product._form(1, training) == "whole"
+    assert matmul._form(1, training) == "whole"
     for rows in (0, 1, 16):
         x = jnp.asarray(rng.normal(size=(rows, 1024)), jnp.float32)
         expected = x @ ssvq.decode(node)
@@ -89,7 +93,7 @@ def test_gradient_of_x(form, rng, key):
     node = _node(ssvq.SSVQ(8, 4), (24, 40), rng, key)
     x = jnp.asarray(rng.normal(size=(2, 24)), jnp.float32)
     upstream = jnp.asarray(rng.normal(size=(2, 40)), jnp.float32)
-    gradient = jax.grad(lambda x: jnp.sum(product._matmul(x, node, form) * upstream))(x)
+    gradient = jax.grad(lambda x: jnp.sum(matmul._matmul(x, node, form) * upstream))(x)
     np.testing.assert_allclose(gradient, upstream @ ssvq.decode(node).T, atol=1e-4)
 
 
@@ -105,7 +109,7 @@ def test_gradient_of_the_codebook(form, rng, key):
         return lambda part: jnp.sum(jnp.square(product(ssvq.combine(part, static))))
 
     expected = jax.grad(loss(lambda node: x @ ssvq.decode(node)))(trainable)
-    gradient = jax.grad(loss(lambda node: product._matmul(x, node, form)))(trainable)
+    gradient = jax.grad(loss(lambda node: matmul._matmul(x, node, form)))(trainable)
     np.testing.assert_allclose(gradient.codebook, expected.codebook, rtol=1e-3)
 
 

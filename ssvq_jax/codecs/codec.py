@@ -282,12 +282,3 @@ def encode(
         importance = importance.astype(jnp.float32)
     axis = axis % weight.ndim
     return codec.encode(weight, key=key, importance=importance, axis=axis)
-
-
-def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise unless option `name` is an integer of at least `low`, at most `high`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < low or (high is not None and value > high):
-        limits = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name}: expected {limits}, got {value}")
