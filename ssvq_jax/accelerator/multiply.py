@@ -1,13 +1,13 @@
 """What the machine computes: int8 products, tile by tile, from stored weights."""
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int8, Int32
 
 from ssvq_jax.accelerator.config import Config
 from ssvq_jax.codecs import Compressed
-from ssvq_jax.codecs.uniform import UniformWeight
 from ssvq_jax.tree import finalize
 
 
@@ -62,26 +62,26 @@ class _Decoder:
       indices: `(count, k, n)`, positions in the row-major weight.
     """
 
-    def __init__(self, node: Compressed):
+    def __init__(self, node: Any):
         self.node = node
         self.indices = _matrix(np.arange(node.size).reshape(node.shape), node.axis)
-        if isinstance(node, UniformWeight):
-            self._codes = np.asarray(node.codes).ravel()
+        if node.bit_factors is None:  # no codebook: weights pass the decoder by
+            self._weights = np.asarray(node.decode("int8")).ravel()
             return
-        codebook = np.asarray(getattr(node, "codebook", None))
+        codebook = np.asarray(node.codebook)
         if codebook.dtype != np.int8:
             raise ValueError(
                 f"parameter: expected codebook_dtype='int8', got {codebook.dtype}"
             )
         self._codebook = codebook
-        self._codes = np.asarray(node.codes)  # type: ignore[attr-defined]
+        self._codes = np.asarray(node.codes)
         bits = None if node.bit_leaf is None else getattr(node, node.bit_leaf)
         self._bits = None if bits is None else np.asarray(bits)
 
     def tile(self, i: int, rows: slice, cols: slice) -> Int8[np.ndarray, "r c"]:
         places = self.indices[i, rows, cols]
-        if isinstance(self.node, UniformWeight):
-            return self._codes[places]
+        if self.node.bit_factors is None:
+            return self._weights[places]
         index = list(np.unravel_index(places, self.node.shape))
         block = self.node.codec.block
         index[self.node.axis], position = np.divmod(index[self.node.axis], block)

@@ -1,31 +1,25 @@
 """How the operands of a workload lie in memory: bytes by kind, codewords, signs."""
 
+import collections
 import dataclasses
 import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 
 from ssvq_jax.accelerator.workloads import MatMul
 from ssvq_jax.codecs import Codec, is_compressed
+from ssvq_jax.codecs.codec import FieldKind
 from ssvq_jax.export import PackedFile, load
 from ssvq_jax.export.description import Entry
 from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import flatten
 
-WEIGHT_KINDS = ("weights", "codes", "signs", "masks", "codebooks", "padding")
+WEIGHT_KINDS = (*get_args(FieldKind), "padding")
 """Kinds of bytes of stored weights; "padding" is what aligns them in the file."""
-
-_KINDS = {
-    "codebook": "codebooks",
-    "scale": "codebooks",
-    "codes": "codes",
-    "signs": "signs",
-    "mask": "masks",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +46,13 @@ class Stored:
     @classmethod
     def of(cls, entry: Entry) -> "Stored":
         """What a packed file stores of a parameter."""
-        sizes = {field.name: field.nbytes for field in entry.fields}
-        streamed = {
-            _KINDS[name]: size
-            for name, size in sizes.items()
-            if _KINDS[name] != "codebooks"
-        }
-        codebook = sum(sizes.values()) - sum(streamed.values())
+        sizes: collections.Counter[str] = collections.Counter()
+        for field in entry.fields:
+            sizes[field.kind] += field.nbytes
+        codebook = sizes.pop("codebooks", 0)
         counts = {field.name: field.count for field in entry.fields}
         blocks = counts["codes"] if "codebook" in counts else 0
-        return cls(streamed, codebook, blocks, "signs" in sizes)
+        return cls(dict(sizes), codebook, blocks, "signs" in sizes)
 
 
 def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:

@@ -1,14 +1,16 @@
 """`ssvq compress`: any safetensors checkpoint into a packed file."""
 
+import dataclasses
 import difflib
 import json as json_text
 import math
 import pathlib
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
@@ -17,7 +19,7 @@ import ssvq_jax.tree as tree
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.cli.terminal import Flag, check_target, progress
-from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
+from ssvq_jax.codecs import CODECS, Codec
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
 from ssvq_jax.export.names import name_leaves
@@ -25,7 +27,11 @@ from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 from ssvq_jax.tree.rules import input_axis
 
-Method = Literal["ssvq", "vq", "uniform", "mvq"]
+_METHODS = {name.lower(): codec for name, codec in CODECS.items()}
+if TYPE_CHECKING:
+    Method = str
+else:  # no type that a checker could read, since the list of codecs is no literal
+    Method = tyro.extras.literal_type_from_choices(tuple(_METHODS))
 Layout = Literal["torch", "flax"]
 
 
@@ -71,7 +77,14 @@ def compress(
       seed: Of the clustering; the same seed gives the same bytes.
       json: Print the report as JSON.
     """
-    codec = _codec(method, codewords, block, bits, keep, codebook_dtype)
+    codec = _codec(
+        method,
+        codewords=codewords,
+        block=block,
+        bits=bits,
+        keep=keep,
+        codebook_dtype=codebook_dtype,
+    )
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:
         raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
@@ -134,24 +147,12 @@ def _brief(report: Report) -> Report:
     return Report.of([*compressed, others])
 
 
-def _codec(
-    method: Method,
-    codewords: int,
-    block: int,
-    bits: int,
-    keep: tuple[int, int],
-    codebook_dtype: str | None,
-) -> Codec:
-    dtype: dict[str, Any] = {}
-    if codebook_dtype is not None:
-        dtype["codebook_dtype"] = codebook_dtype
-    if method == "uniform":
-        return Uniform(bits)
-    if method == "mvq":
-        return MVQ(codewords, block, keep, **dtype)
-    if method == "vq":
-        return VQ(codewords, block, **dtype)
-    return SSVQ(codewords, block, **dtype)
+def _codec(method: str, **options: Any) -> Codec:
+    """The codec with those of the options that it has; its defaults where `None`."""
+    codec = _METHODS[method]
+    names = {field.name for field in dataclasses.fields(codec)}
+    given = {name: options[name] for name in names & options.keys()}
+    return codec(**{name: x for name, x in given.items() if x is not None})
 
 
 def _choose(checkpoint: Checkpoint, include: str, exclude: str | None) -> set[str]:

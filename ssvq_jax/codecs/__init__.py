@@ -9,3 +9,11 @@ from ssvq_jax.codecs.mvq import MVQ as MVQ
 from ssvq_jax.codecs.ssvq import SSVQ as SSVQ
 from ssvq_jax.codecs.uniform import Uniform as Uniform
 from ssvq_jax.codecs.vq import VQ as VQ
+
+CODECS: dict[str, type[Codec]] = {
+    "SSVQ": SSVQ,
+    "VQ": VQ,
+    "Uniform": Uniform,
+    "MVQ": MVQ,
+}
+"""The codecs that files and commands know, by the names of their classes."""

@@ -221,16 +221,17 @@ def codebook_shapes(node: Any) -> dict[str, tuple[int, ...]]:
 def codebook_fields(codewords: int, block: int, dtype: str) -> tuple[Field, ...]:
     """The stored form of a codebook: its values and, for int8, one float32 scale."""
     bits = 8 * jnp.dtype(dtype).itemsize
-    codebook = Field("codebook", codewords * block, bits, dtype)
+    codebook = Field("codebook", codewords * block, bits, dtype, kind="codebooks")
     if dtype == "int8":
-        return codebook, Field("scale", 1, 32, "float32")
+        return codebook, Field("scale", 1, 32, "float32", kind="codebooks")
     return (codebook,)
 
 
 def codes_field(codewords: int, shape: tuple[int, ...], block: int, axis: int) -> Field:
     """The stored form of the codes: `ceil(log2 k)` bits each, in the grid's order."""
     count = math.prod(grid_shape(shape, block, axis))
-    return Field("codes", count, (codewords - 1).bit_length(), limit=codewords)
+    bits = (codewords - 1).bit_length()
+    return Field("codes", count, bits, limit=codewords, kind="codes")
 
 
 def stored_codebook(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
 
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
+FieldKind = Literal["weights", "codes", "signs", "masks", "codebooks"]
+"""What stored values are, for whoever counts bytes; scales belong to the codebooks."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -37,6 +40,7 @@ class Field:
       bits: Bits per value. Integers of this width are packed without gaps.
       dtype: For values stored as they are, their dtype; `None` for packed integers.
       limit: Packed integers lie in `[0, limit)`.
+      kind: What the values are.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Field:
     bits: int
     dtype: str | None = None
     limit: int = 0
+    kind: FieldKind = dataclasses.field(kw_only=True)
 
     @property
     def nbytes(self) -> int:

@@ -100,10 +100,11 @@ class MVQ(Codec):
         kept, group = self.keep
         patterns = math.comb(group, kept)
         groups = math.prod(grid_shape(shape, group, axis))
+        bits = (patterns - 1).bit_length()
         return (
             *codebook_fields(self.codewords, self.block, self.codebook_dtype),
             codes_field(self.codewords, shape, self.block, axis),
-            Field("mask", groups, (patterns - 1).bit_length(), limit=patterns),
+            Field("mask", groups, bits, limit=patterns, kind="masks"),
         )
 
     def restore(self, shape, dtype, axis, stored):

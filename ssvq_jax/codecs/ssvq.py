@@ -111,7 +111,7 @@ class SSVQ(Codec):
         return (
             *codebook_fields(self.codewords, self.block, self.codebook_dtype),
             codes_field(self.codewords, shape, self.block, axis),
-            Field("signs", math.prod(shape), 1, limit=2),
+            Field("signs", math.prod(shape), 1, limit=2, kind="signs"),
         )
 
     def restore(self, shape, dtype, axis, stored):

@@ -78,9 +78,10 @@ class Uniform(Codec):
 
     def fields(self, shape, axis):
         scale_bits = 8 * jnp.dtype(self.scale_dtype).itemsize
+        channels, count = _channels(shape, axis), math.prod(shape)
         return (
-            Field("scale", _channels(shape, axis), scale_bits, self.scale_dtype),
-            Field("codes", math.prod(shape), self.bits, limit=1 << self.bits),
+            Field("scale", channels, scale_bits, self.scale_dtype, kind="codebooks"),
+            Field("codes", count, self.bits, limit=1 << self.bits, kind="codes"),
         )
 
     def restore(self, shape, dtype, axis, stored):

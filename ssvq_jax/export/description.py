@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ssvq_jax.codecs import MVQ, SSVQ, VQ, Codec, Uniform
+from ssvq_jax.codecs import CODECS, Codec
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES, Field
 from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export.container import DTYPES, NAMES, natural, parse_json, shape_of
@@ -19,9 +19,6 @@ MOST_WEIGHTS_PER_BYTE = 256
 allocate stays in proportion to its length."""
 
 _KEYS = ("version", "alignment", "codecs", "compressed", "containers", "metadata")
-_CODECS: dict[str, type[Codec]] = {
-    codec.__name__: codec for codec in (SSVQ, VQ, Uniform, MVQ)
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +159,7 @@ def _codec(entry: Any) -> Codec:
         if not isinstance(entry, dict):
             raise TypeError("expected a mapping")
         options = dict(entry)
-        codec = _CODECS[options.pop("name")]
+        codec = CODECS[options.pop("name")]
         names = {field.name for field in dataclasses.fields(codec)}
         if set(options) != names:
             raise ValueError(f"expected the options {', '.join(sorted(names))}")
