@@ -1,6 +1,6 @@
 r"""Compress trained networks and fine-tune them, as a config file says.
 
-    python -m experiments.compress experiments/configs/cifar10_headline.py \
+    python -m experiments.compress experiments/configs/cifar10/headline.py \
         --data-dir ../shared/tfds
 
 The float network fine-tuned alike is one of the runs, where a config has it. Every run

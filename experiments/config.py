@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import ssvq_jax as ssvq
-from experiments.augmentation import Augmentation
-from experiments.models.zoo import Network
+from experiments.models.network import Network
+from experiments.tasks import Task
+
+CONFIGS = pathlib.Path(__file__).with_name("configs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images to train on and to test with.
+    """Examples to train on and to test with.
 
     Attributes:
-      name: "digits", or an image-classification set of tensorflow-datasets.
+      name: A data set that the task can open.
       train: Split to train on, such as "train[:45000]".
       validation: Split looked at while training; `None` for none.
       test: Split looked at before and after; `None` for none.
-      in_memory: Whether images are decoded once and kept; for small sets.
-      augmentation: Of training images.
+      in_memory: Whether examples are decoded once and kept; for small sets.
     """
 
     name: str
@@ -29,7 +30,6 @@ class Data:
     validation: str | None = None
     test: str | None = "test"
     in_memory: bool = True
-    augmentation: Augmentation = Augmentation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Optimization:
     """AdamW with a warm-up and a cosine to 0.
 
     Attributes:
-      epochs: Passes over the images.
-      batch: Images per step, of all devices together.
+      epochs: Passes over the examples.
+      batch: Examples per step, of all devices together.
       rate: Peak learning rate of everything but signs and codebooks.
       sign_rate: That of the signs' latents.
       codebook_rate: That of codebooks; for the step sizes of uniform quantization, in
@@ -47,11 +47,6 @@ class Optimization:
       weight_decay: Of everything that has two axes or more.
       beta2: Decay of the second moment.
       clip_norm: Largest norm of the whole gradient.
-      label_smoothing: Share of a label given to all classes.
-      accumulate: Parts that a batch is cut into; gradients are added up.
-      average: Decay of a moving average of the parameters, which is then what is
-        evaluated and exported, with the last signs and statistics of batch norms;
-        `None` for none.
       dtype: Of activations and of the weights where they are multiplied.
     """
 
@@ -64,14 +59,11 @@ class Optimization:
     weight_decay: float = 0.05
     beta2: float = 0.999
     clip_norm: float = 1.0
-    label_smoothing: float = 0.0
-    accumulate: int = 1
-    average: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def steps(self, images: int) -> int:
-        """Updates in all, for so many images in an epoch."""
-        return max(1, round(self.epochs * images / self.batch))
+    def steps(self, examples: int) -> int:
+        """Updates in all, for so many examples in an epoch."""
+        return max(1, round(self.epochs * examples / self.batch))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +103,9 @@ class Experiment:
     """One run: training from scratch, or fine-tuning with or without compression.
 
     Attributes:
+      task: What is learned.
       network: The network.
-      data: Its images.
+      data: Its examples.
       optimization: Its training.
       weights: Checkpoint to start from; `None` to train from scratch.
       compression: `None` for float weights.
@@ -121,6 +114,7 @@ class Experiment:
       seed: Of initialisation, clustering and batches.
     """
 
+    task: Task
     network: Network
     data: Data
     optimization: Optimization
@@ -135,7 +129,8 @@ class Experiment:
 
     def describe(self) -> dict[str, Any]:
         """As JSON, to tell whether two experiments are the same; networks by name."""
-        return _plain(self)
+        kind = type(self.task).__name__
+        return _plain(self) | {"task": {"kind": kind, **_plain(self.task)}}
 
 
 def load(path: pathlib.Path) -> Mapping[str, Experiment]:
@@ -147,13 +142,24 @@ def load(path: pathlib.Path) -> Mapping[str, Experiment]:
       SystemExit: A file that is missing, or defines something else.
     """
     if not path.is_file():
-        known = sorted(pathlib.Path(__file__).with_name("configs").glob("[!_]*.py"))
-        names = "\n  ".join(str(file) for file in known)
+        names = "\n  ".join(str(file) for file in files())
         raise SystemExit(f"{path}: no such config. There are:\n  {names}")
     runs = runpy.run_path(str(path)).get("runs")
     if runs is None:
         raise SystemExit(f"{path}: expected a function runs(), see experiments/configs")
     return runs()
+
+
+def files() -> list[pathlib.Path]:
+    """The config files there are."""
+    return sorted(x for x in CONFIGS.rglob("*.py") if not x.stem.startswith("_"))
+
+
+def name_of(path: pathlib.Path) -> str:
+    """What a config is called: its path below `configs/`, elsewhere its file's name."""
+    path = path.resolve().with_suffix("")
+    inside = path.is_relative_to(CONFIGS)
+    return path.relative_to(CONFIGS).as_posix() if inside else path.name
 
 
 def _plain(value: Any) -> Any:

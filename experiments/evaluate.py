@@ -1,4 +1,4 @@
-r"""Accuracy of a network with the weights of a checkpoint, packed or not.
+r"""Scores of a network with the weights of a checkpoint, packed or not.
 
     python -m experiments.evaluate efficientnet_lite0 \
         ../shared/models/efficientnet_lite0.safetensors --data-dir ../shared/tfds
@@ -23,35 +23,42 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments import data
+from experiments.config import Data, Experiment, Optimization
 from experiments.models import checkpoint
-from experiments.models.zoo import NETWORKS, Network
+from experiments.models.zoo import NETWORKS
+from experiments.tasks import TASKS
+from experiments.tasks.task import half_width
 from experiments.training import evaluation
 from experiments.training.devices import Devices
+from experiments.training.program import Program
 
 if TYPE_CHECKING:
-    Name = str
+    Network = Task = str
 else:
-    Name = tyro.extras.literal_type_from_choices(NETWORKS)
+    Network = tyro.extras.literal_type_from_choices(NETWORKS)
+    Task = tyro.extras.literal_type_from_choices(TASKS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to evaluate, and on what."""
 
-    network: tyro.conf.Positional[Name]
+    network: tyro.conf.Positional[Network]
     """Network, with as many outputs as the data set has classes; which one of timm's,
     see experiments/models/zoo.py."""
     weights: tyro.conf.Positional[pathlib.Path]
     """Checkpoint, *.safetensors, packed or not."""
+    task: Task = "classification"
+    """What is judged."""
     dataset: str = "imagenet_sample"
-    """Image-classification set of tensorflow-datasets, prepared as array_record."""
+    """Data set that the task can open; those of tensorflow-datasets are prepared as
+    array_record."""
     split: str | None = None
     """Split, such as test[:1000]; validation or test where not given."""
     data_dir: pathlib.Path | None = None
     """Folder of the data sets."""
     batch: int = 50
-    """Images at a time."""
+    """Examples at a time."""
     json: bool = False
     """Print JSON."""
 
@@ -60,67 +67,51 @@ def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
     if options.batch < 1:
         raise SystemExit("--batch: expected at least 1")
-    split = options.split
-    if split is None:
-        names = data.splits(options.dataset, options.data_dir)
-        split = "validation" if "validation" in names else "test"
-    images = data.open_split(options.dataset, split, options.data_dir)
-    network = NETWORKS[options.network].with_classes(images.classes)
-    model = load(network, options.weights)
-    found = evaluate(model, network, images, options.batch, quiet=options.json)
-    counts = found.counts()
+    task = TASKS[options.task]()
+    split = task.open(options.dataset, options.split, options.data_dir)
+    experiment = Experiment(
+        task=task,
+        network=NETWORKS[options.network].with_classes(split.classes),
+        data=Data(name=options.dataset),
+        optimization=Optimization(epochs=0),
+        weights=str(options.weights),
+    )
+    devices = Devices.all("data")
+    program = Program(experiment, load(experiment.network, options.weights), 0)
+    placed = devices.place((program.params, program.statistics))
+    predict = jax.jit(program.predict, out_shardings=devices.replicated)
+    with Progress(disable=options.json) as progress:
+        bar = progress.add_task("Evaluating", total=len(split))
+        rows = evaluation.evaluate(
+            functools.partial(predict, *placed),
+            split,
+            task,
+            size=experiment.network.size,
+            batch=options.batch,
+            devices=devices,
+            advance=lambda count: progress.advance(bar, count),
+        )
+    scores = task.score(rows)
     if options.json:
-        print(json.dumps(counts))
+        print(json.dumps({task.unit: len(split), **scores}))
         return 0
-    images = counts["images"]
+    spread = half_width(task.each(rows))
+    text = ", ".join(
+        f"{name} {value:.4g}" + (f" ± {spread:.2g}" if name == task.metric else "")
+        for name, value in scores.items()
+    )
     Console().print(
-        f"{options.network}, {images} images of {options.dataset}: top-1 "
-        f"{counts['top1']} ({counts['top1'] / images:.1%}), top-5 {counts['top5']} "
-        f"({counts['top5'] / images:.1%}), cross-entropy {counts['loss']:.3f}"
+        f"{options.network}, {len(split):,} {task.unit} of {options.dataset}: {text}"
     )
     return 0
 
 
-def load(network: Network, weights: pathlib.Path) -> Any:
+def load(network: Any, weights: pathlib.Path) -> Any:
     """A network with the weights of a checkpoint, for inference."""
     model = network.build(nnx.Rngs(0))
     checkpoint.load(model, weights)
     model.eval()
     return model
-
-
-def evaluate(
-    model: Any, network: Network, split: data.Split, batch: int, quiet: bool = False
-) -> evaluation.Prediction:
-    """What a model makes of a split.
-
-    Args:
-      model: The network with its weights.
-      network: How its images are prepared.
-      split: Images and labels.
-      batch: Images at a time.
-      quiet: No progress bar.
-    """
-    devices = Devices.all("data")
-    graphdef, state = nnx.split(model)
-    state = jax.device_put(state, devices.replicated)
-
-    @functools.partial(jax.jit, out_shardings=devices.replicated)
-    def predict(state, arrays):
-        model = nnx.merge(graphdef, state)
-        logits = model(network.normalize(arrays["image"]))
-        return evaluation.judge(logits, arrays["label"])
-
-    with Progress(disable=quiet) as progress:
-        task = progress.add_task("Evaluating", total=len(split))
-        return evaluation.evaluate(
-            functools.partial(predict, state),
-            split,
-            size=network.size,
-            batch=batch,
-            devices=devices,
-            advance=lambda images: progress.advance(task, images),
-        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Train networks from scratch, as a config file says.
 
-    python -m experiments.train experiments/configs/deit_96_cifar10.py \
+    python -m experiments.train experiments/configs/cifar10/deit_96.py \
         --data-dir ../shared/tfds
 
 A run that was interrupted, killed even, goes on from its last checkpoint when it is

@@ -16,10 +16,11 @@ run here.
 """
 
 import ssvq_jax as ssvq
-from experiments.augmentation import Augmentation
 from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.data.augmentation import Augmentation
 from experiments.methods import convolutional
 from experiments.models.zoo import NETWORKS
+from experiments.tasks import Classification
 
 _IMAGENET = Data(
     name="imagenet2012",
@@ -27,8 +28,8 @@ _IMAGENET = Data(
     validation="train[99%:]",
     test="validation",
     in_memory=False,
-    augmentation=Augmentation(scale=(0.08, 1.0), flip=True),
 )
+_TASK = Classification(augmentation=Augmentation(scale=(0.08, 1.0), flip=True))
 _DENSE = "blocks/.*/kernel"
 _METHODS = {
     "uniform": ssvq.Uniform(2),
@@ -53,6 +54,7 @@ def runs() -> dict[str, Experiment]:
         for method, codec in _METHODS.items():
             freezing = Freezing(checks=25) if method == "frozen" else None
             found[f"{network}-{method}"] = Experiment(
+                task=_TASK,
                 network=NETWORKS[network],
                 data=_IMAGENET,
                 optimization=Optimization(

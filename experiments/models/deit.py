@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.vit import attend
-
 
 @dataclasses.dataclass(frozen=True)
 class DeiTConfig:
@@ -85,8 +83,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: int) -> jax.Array:
         """Tokens `(batch * tokens, width)` to tokens."""
-        qkv = self.qkv(x).reshape(batch, -1, 3 * x.shape[-1])
-        return self.proj(attend(qkv, self.heads).reshape(x.shape))
+        qkv = self.qkv(x).reshape(batch, -1, 3, self.heads, x.shape[-1] // self.heads)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        mixed = jax.nn.dot_product_attention(query, key, value)
+        return self.proj(mixed.reshape(x.shape))
 
 
 class MLP(nnx.Module):

@@ -1,28 +1,22 @@
 """The command line that `train.py` and `compress.py` share."""
 
 import dataclasses
-import json
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 import jax
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from experiments import config
+from experiments import config, records
 from experiments.training import dry_run
 from experiments.training.devices import Devices, Parallel
-from experiments.training.log import read, write_text
+from experiments.training.export import curve
+from experiments.training.log import read
+from experiments.training.progress import bars
 from experiments.training.run import Execution, run
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -34,16 +28,15 @@ class Options:
     """What to run, where, and on what."""
 
     config: tyro.conf.Positional[pathlib.Path]
-    """Config file, such as experiments/configs/deit_96_cifar10.py."""
+    """Config file, such as experiments/configs/cifar10/deit_96.py."""
     only: str = ".*"
     """Regular expression for whole names of runs."""
     data_dir: pathlib.Path | None = None
-    """Folder of tensorflow-datasets; its default where none is given."""
+    """Folder of the data sets; its default where none is given."""
     output: pathlib.Path = pathlib.Path("runs")
     """Results go to OUTPUT/CONFIG/RUN."""
     results: pathlib.Path | None = None
-    """Folder to write CONFIG.json to as well, once all runs of the config are done.
-    Configs look for rates and other options tuned before in experiments/results."""
+    """Folder of CONFIG.jsonl, in which the lines of these runs are renewed."""
     weights: pathlib.Path | None = None
     """Checkpoint to start from, in place of the config's."""
     parallel: Parallel = "data"
@@ -60,7 +53,7 @@ class Options:
     process: int | None = None
     """Number of this one."""
     workers: int = 0
-    """Processes that read images; 0 for threads."""
+    """Processes that read examples; 0 for threads."""
     log_every: int = 50
     """Steps between lines of the log."""
     checkpoint_every: int = 500
@@ -87,9 +80,8 @@ def execute(options: Options, compressing: bool) -> None:
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process
         )
-    if options.results is not None and options.only != ".*":
-        raise SystemExit("--results: needs all runs of the config; leave --only out")
-    runs = _selected(options)
+    known = config.load(options.config)
+    runs = _selected(options, known)
     for name, experiment in runs.items():
         if (experiment.weights is not None) != compressing:
             kind, script = ("from scratch", "train")
@@ -111,28 +103,22 @@ def execute(options: Options, compressing: bool) -> None:
         for name, experiment in runs.items():
             console.print(dry_run.table(name, experiment, execution))
         return
-    folder = options.output / options.config.stem
+    title = config.name_of(options.config)
+    folder = options.output / title
     results = {}
-    with Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=jax.process_index() > 0,
-    ) as progress:
+    with bars(console) as progress:
         for name, experiment in runs.items():
             results[name] = run(experiment, folder / name, execution, progress)
     if jax.process_index() == 0:
-        console.print(_table(results))
+        console.print(_table(runs, results))
         if options.results is not None:
-            curves = {name: _curve(folder / name) for name in results}
-            found = {name: results[name] | {"curve": curves[name]} for name in results}
-            options.results.mkdir(parents=True, exist_ok=True)
-            path = options.results / f"{options.config.stem}.json"
-            write_text(path, json.dumps(found, indent=1) + "\n")
+            path = options.results / f"{title}.jsonl"
+            lines = {name: read(folder / name / "metrics.jsonl") for name in runs}
+            found = {
+                name: results[name] | {"curve": curve(run.task, lines[name])}
+                for name, run in runs.items()
+            }
+            records.renew(path, found, known)
             console.print(f"Results: {path}")
     diverged = [name for name, result in results.items() if "diverged" in result]
     if diverged:
@@ -142,9 +128,10 @@ def execute(options: Options, compressing: bool) -> None:
         )
 
 
-def _selected(options: Options) -> dict[str, config.Experiment]:
+def _selected(
+    options: Options, known: Mapping[str, config.Experiment]
+) -> dict[str, config.Experiment]:
     """The chosen runs of the config."""
-    known = config.load(options.config)
     try:
         chosen = re.compile(options.only)
     except re.error as error:
@@ -161,19 +148,15 @@ def _selected(options: Options) -> dict[str, config.Experiment]:
     return runs
 
 
-def _curve(folder: pathlib.Path) -> list[dict]:
-    """The lines of a run's log that end an epoch."""
-    lines = read(folder / "metrics.jsonl")
-    kept = ("step", "loss", "validation_top1", "flipped", "frozen")
-    return [
-        {name: line[name] for name in kept if name in line}
-        for line in lines
-        if "validation_top1" in line or "flipped" in line
-    ]
-
-
-def _table(results: dict[str, dict]) -> Table:
-    table = Table("run", "bits/weight", "ratio", "before", "validation", "test", "min")
+def _table(
+    runs: Mapping[str, config.Experiment], results: Mapping[str, records.Record]
+) -> Table:
+    """A row for every run; their task's metric before and after, on either split."""
+    metrics = ", ".join(dict.fromkeys(run.task.metric for run in runs.values()))
+    table = Table(
+        *("run", "bits/weight", "ratio", "before", "validation", "test", "min"),
+        caption=f"before, validation, test: {metrics}",
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, result in results.items():
@@ -181,11 +164,10 @@ def _table(results: dict[str, dict]) -> Table:
             table.add_row(name, f"diverged by step {result['diverged']}")
             continue
         bits, ratio = result.get("bits_per_weight", 32.0), result.get("ratio", 1.0)
-        accuracies = [_accuracy(result[k]) for k in ("before", "validation", "test")]
+        scores = [
+            f"{result[split][runs[name].task.metric]:.4f}" if result[split] else ""
+            for split in ("before", "validation", "test")
+        ]
         minutes = f"{result['minutes']:.1f}"
-        table.add_row(name, f"{bits:.3f}", f"{ratio:.1f}x", *accuracies, minutes)
+        table.add_row(name, f"{bits:.3f}", f"{ratio:.1f}x", *scores, minutes)
     return table
-
-
-def _accuracy(counts: dict) -> str:
-    return f"{counts['top1'] / counts['images']:.2%}" if counts else ""

@@ -1,17 +1,16 @@
 """What a run would need, without running it."""
 
-import dataclasses
+import contextlib
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from rich.table import Table
 
 import ssvq_jax as ssvq
-from experiments import data
 from experiments.config import Experiment
+from experiments.data.batches import NotPreparedError
 from experiments.models import checkpoint
 from experiments.training.program import Program
 from experiments.training.run import Execution
@@ -28,11 +27,11 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     Args:
       name: The run's name.
       experiment: The run; weights that are not there are taken at random, and without
-        the images the number of steps stays open.
+        the data set the number of steps stays open.
       execution: Devices and data.
     """
     options, source = experiment.optimization, experiment.data
-    network, devices = experiment.network, execution.devices
+    task, network, devices = experiment.task, experiment.network, execution.devices
     model = network.build(nnx.Rngs(experiment.seed))
     weights = "from scratch"
     if experiment.weights is not None:
@@ -40,23 +39,19 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         if there:
             checkpoint.load(model, experiment.weights)
         weights = experiment.weights + ("" if there else " (missing: at random here)")
-    images, classes, channels = data.sizes(
-        source.name, source.train, execution.data_dir
-    )
-    network.require_classes(source.name, classes)
-    steps = options.steps(images or 10**6)
+    examples = None
+    with contextlib.suppress(NotPreparedError):
+        split = task.open(source.name, source.train, execution.data_dir)
+        network.require_classes(source.name, split.classes)
+        examples = len(split)
+    steps = options.steps(examples or 10**6)
     program = Program(experiment, model, steps)
     params = program.compressed()
     state = program.initial(params)
-    shape = (options.batch, network.size, network.size, channels)
     batch = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "label": jax.ShapeDtypeStruct((options.batch,), jnp.int32),
+        name: jax.ShapeDtypeStruct((options.batch, *x.shape), x.dtype)
+        for name, x in task.shapes(network).items()
     }
-    mixes = source.augmentation.mixup or source.augmentation.cutmix
-    if mixes:
-        shapes = {"image": shape, "label": (options.batch, classes)}
-        batch = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
     teacher = (program.params, program.statistics) if experiment.distill else None
     shardings = devices.sharding(state)
     step = jax.jit(
@@ -66,7 +61,7 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         donate_argnums=0,
     )
     traced = step.trace(state, batch, teacher)
-    flops = _flops(experiment, model, (state, batch, teacher))
+    flops = _flops(program, (state, batch, teacher))
     memory: Any = traced.lower().compile().memory_analysis()
 
     report = ssvq.report(params)
@@ -78,10 +73,10 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         "bits per compressed weight": f"{report.compressed.bits_per_weight:.3f}",
         "ratio to float32, compressed weights": f"{report.compressed.ratio:.1f}",
         "ratio to float32, whole model": f"{whole.ratio:.1f}",
-        "images": f"{source.name} {source.train}"
-        + (f", {images:,}" if images else " (missing)"),
-        "steps": (f"{steps:,}" if images else f"those of {options.epochs:g} epochs")
-        + f", {options.batch} images each",
+        task.unit: f"{source.name} {source.train}"
+        + (f", {examples:,}" if examples else " (missing)"),
+        "steps": (f"{steps:,}" if examples else f"those of {options.epochs:g} epochs")
+        + f", {options.batch} {task.unit} each",
         "devices": f"{devices.mesh.size} ({devices.parallel})",
         "FLOPs per step and device": f"{flops / devices.mesh.size:.3e}",
         "memory per device, MB: state and batch": _megabytes(
@@ -101,11 +96,11 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     return result
 
 
-def _flops(experiment: Experiment, model: Any, arguments: Any) -> float:
+def _flops(program: Program, arguments: Any) -> float:
     """XLA's count for a step of the whole batch at once.
 
-    XLA counts the body of a loop once: parts of a batch, and on CPUs the loop in the
-    gradient of depthwise convolutions. So what is counted has neither.
+    XLA counts the body of a loop once, as of the loop that CPUs have in the gradient of
+    depthwise convolutions. What is lowered for TPUs has none.
     """
     try:
         cpu = jax.devices("cpu")[0]  # on others only compiled steps are counted
@@ -114,9 +109,6 @@ def _flops(experiment: Experiment, model: Any, arguments: Any) -> float:
             f"FLOPs are counted on a CPU, beside other devices: {error}. "
             "Set JAX_PLATFORMS=cuda,cpu or tpu,cpu"
         ) from error
-    whole = dataclasses.replace(experiment.optimization, accumulate=1)
-    experiment = dataclasses.replace(experiment, optimization=whole)
-    program = Program(experiment, model, steps=1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     with jax.default_device(cpu):
         traced = jax.jit(program.step).trace(*shapes)

@@ -1,11 +1,12 @@
-"""What a run writes down: lines of JSON, TensorBoard's events, its results."""
+"""What a run writes down while it goes on: lines of JSON, TensorBoard's events."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import tensorboardX
+
+from experiments.records import write_text
 
 
 class Log:
@@ -13,17 +14,25 @@ class Log:
 
     Args:
       folder: The run's.
-      step: Where the run goes on; what was written beyond it is dropped.
+      step: Where the run goes on, `None` for its start; lines beyond are dropped.
+      writes: Whether this process writes; one of several does.
+
+    Attributes:
+      seconds: Time spent until `step`.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int):
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in read(self._path) if line["step"] <= step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.seconds: float = max((line["seconds"] for line in kept), default=0.0)
-        self._file = self._path.open("a")
+    def __init__(self, folder: pathlib.Path, step: int | None, writes: bool = True):
+        self.seconds = 0.0
+        self._file = self._events = None
+        if not writes:
+            return
+        path, last = folder / "metrics.jsonl", -1 if step is None else step
+        kept = [line for line in read(path) if line["step"] <= last]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.seconds = max((line["seconds"] for line in kept), default=0.0)
+        self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1
+            str(folder / "tensorboard"), purge_step=last + 1
         )
 
     def write(self, step: int, seconds: float, **values: float) -> None:
@@ -34,6 +43,8 @@ class Log:
           seconds: Time spent so far.
           **values: Numbers by name.
         """
+        if self._file is None or self._events is None:
+            return
         line = {"step": step, "seconds": round(seconds, 2), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -42,8 +53,9 @@ class Log:
 
     def close(self) -> None:
         """Write what is left."""
-        self._file.close()
-        self._events.close()
+        if self._file is not None and self._events is not None:
+            self._file.close()
+            self._events.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -56,10 +68,3 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return lines
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)

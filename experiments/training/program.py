@@ -11,7 +11,6 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments.config import Experiment
 from experiments.training import optimizer
-from experiments.training.evaluation import Prediction, judge
 
 
 class State(NamedTuple):
@@ -23,7 +22,6 @@ class State(NamedTuple):
       static: The rest of the parameters' tree, such as codes.
       statistics: Running means and variances of batch norms.
       optimizer: The optimizer's state.
-      average: Moving average of `trainable`, or `None`.
     """
 
     step: jax.Array
@@ -31,23 +29,11 @@ class State(NamedTuple):
     static: Any
     statistics: Any
     optimizer: Any
-    average: Any
 
     @property
     def params(self) -> Any:
-        """The parameters to evaluate and export.
-
-        Signs are those of the last step: an average would undo their freezing.
-        """
-        if self.average is None:
-            return ssvq.combine(self.trainable, self.static)
-        found = jax.tree.map(
-            lambda label, last, mean: last if label == "sign" else mean,
-            ssvq.label_tree(self.trainable),
-            self.trainable,
-            self.average,
-        )
-        return ssvq.combine(found, self.static)
+        """The whole tree of parameters, to evaluate and export."""
+        return ssvq.combine(self.trainable, self.static)
 
 
 class Program:
@@ -83,14 +69,12 @@ class Program:
     def initial(self, params: Any) -> State:
         """The state before the first step."""
         trainable, static = ssvq.partition(params)
-        average = self.experiment.optimization.average
         return State(
             step=jnp.zeros((), jnp.int32),
             trainable=trainable,
             static=static,
             statistics=self.statistics,
             optimizer=self._optimizer.init(trainable),
-            average=None if average is None else jax.tree.map(jnp.copy, trainable),
         )
 
     def step(self, state: State, batch: Any, teacher: Any) -> tuple[State, jax.Array]:
@@ -98,92 +82,60 @@ class Program:
 
         Args:
           state: The state.
-          batch: `image` `(batch, height, width, channels)`, 0 to 255, and `label`,
-            integers `(batch,)` or shares `(batch, classes)`.
+          batch: Arrays by name, as the task prepares them.
           teacher: Parameters and statistics whose outputs are matched; `None` for the
-            labels.
+            batch's own targets.
 
         Returns:
           The next state and the mean loss.
         """
-        options = self.experiment.optimization
-        parts = options.accumulate
 
-        def of(trainable, statistics, part):
+        def loss(trainable):
             params = ssvq.combine(trainable, state.static)
-            return self.loss(params, statistics, part, teacher)
+            return self.loss(params, state.statistics, batch, teacher)
 
-        def add(carry, part):
-            total, gradients, statistics = carry
-            (loss, statistics), gradient = jax.value_and_grad(of, has_aux=True)(
-                state.trainable, statistics, part
-            )
-            gradients = jax.tree.map(jnp.add, gradients, gradient)
-            return (total + loss, gradients, statistics), None
-
-        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-        carry = (jnp.zeros(()), zeros, state.statistics)
-        if parts == 1:
-            carry, _ = add(carry, batch)
-        else:
-            # A part has rows of every device.
-            cut = jax.tree.map(
-                lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
-            )
-            carry, _ = jax.lax.scan(add, carry, cut)
-        loss, gradients, statistics = carry
-        gradients = jax.tree.map(lambda x: x / parts, gradients)
+        (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.trainable
+        )
         updates, optimizer_state = self._optimizer.update(
             gradients, state.optimizer, state.trainable
         )
         trainable = optax.apply_updates(state.trainable, updates)
-        average = state.average
-        if options.average is not None:
-            average = optax.incremental_update(
-                trainable, state.average, 1 - options.average
-            )
         state = State(
-            state.step + 1,
-            trainable,
-            state.static,
-            statistics,
-            optimizer_state,
-            average,
+            state.step + 1, trainable, state.static, statistics, optimizer_state
         )
-        return state, loss / parts
+        return state, value
 
-    def predict(self, params: Any, statistics: Any, batch: Any) -> Prediction:
-        """Judge the outputs for a batch with integer labels."""
-        logits, _ = self._logits(self._inference, params, statistics, batch["image"])
-        return judge(logits, batch["label"])
+    def predict(self, params: Any, statistics: Any, batch: Any) -> Any:
+        """The task's rows for a batch."""
+        outputs, _ = self._outputs(self._inference, params, statistics, batch)
+        return self.experiment.task.judge(outputs, batch)
 
     def loss(
         self, params: Any, statistics: Any, batch: Any, teacher: Any = None
     ) -> tuple[jax.Array, Any]:
         """Mean loss of a batch, and the statistics after it; arguments as of `step`."""
-        logits, statistics = self._logits(
-            self._training, params, statistics, batch["image"]
-        )
-        if teacher is not None:
-            target, _ = self._logits(
-                self._inference, teacher[0], teacher[1], batch["image"]
-            )
-            labels = jax.nn.softmax(target)
-        else:
-            labels = batch["label"]
-            if labels.ndim == 1:
-                labels = jax.nn.one_hot(labels, self.experiment.network.classes)
-            smoothing = self.experiment.optimization.label_smoothing
-            labels = optax.smooth_labels(labels, smoothing)
-        return optax.softmax_cross_entropy(logits, labels).mean(), statistics
+        task = self.experiment.task
+        outputs, statistics = self._outputs(self._training, params, statistics, batch)
+        if teacher is None:
+            return task.loss(outputs, batch), statistics
+        target, _ = self._outputs(self._inference, *teacher, batch)
+        return task.match(outputs, target), statistics
 
-    def _logits(
-        self, graphdef: Any, params: Any, statistics: Any, images: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        """Logits, float32, and the statistics after them."""
+    def _outputs(
+        self, graphdef: Any, params: Any, statistics: Any, batch: Any
+    ) -> tuple[Any, Any]:
+        """The network's outputs, float32, and the statistics after them."""
         dtype = np.dtype(self.experiment.optimization.dtype)
-        weights = jax.tree.map(lambda x: x.astype(dtype), ssvq.decode(params))
+        weights = _floats_as(dtype, ssvq.decode(params))
         model: Any = nnx.merge(graphdef, weights, statistics)
-        logits = model(self.experiment.network.normalize(images).astype(dtype))
+        outputs = model(_floats_as(dtype, self.experiment.network.inputs(batch)))
         after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return logits.astype(jnp.float32), after
+        return _floats_as(np.dtype(np.float32), outputs), after
+
+
+def _floats_as(dtype: np.dtype, tree: Any) -> Any:
+    """A tree with its floats in a dtype; integers, such as tokens, as they are."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )

@@ -1,47 +1,42 @@
-"""One experiment from its start, or where it was left, to its results."""
+"""One experiment from its start, or where it was left, to its record."""
 
-import base64
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from rich.progress import Progress, TaskID
 
-import ssvq_jax as ssvq
-from experiments import data
-from experiments.augmentation import Augment, mixing
-from experiments.config import Experiment
+from experiments.config import Data, Experiment
+from experiments.data import batches
+from experiments.data.batches import Split
 from experiments.models import checkpoint
-from experiments.training import evaluation, optimizer
+from experiments.records import Record, write_text
+from experiments.tasks import Task
+from experiments.training import export, optimizer
 from experiments.training.devices import Devices
-from experiments.training.log import Log, read, write_text
+from experiments.training.judging import Judge
+from experiments.training.log import Log, read
 from experiments.training.program import Program, State
-from ssvq_jax.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
     """How experiments are executed; results do not depend on it.
 
-    But for images that are mixed: every process mixes its own.
-
     Attributes:
       devices: The devices.
-      data_dir: Folder of tensorflow-datasets; `None` for its default.
-      workers: Processes that read images; 0 for threads.
+      data_dir: Folder of the data sets; `None` for its default.
+      workers: Processes that read examples; 0 for threads.
       log_every: Steps between lines of the log.
       checkpoint_every: Steps between checkpoints, a multiple of `log_every`.
     """
@@ -67,17 +62,17 @@ def run(
     folder: pathlib.Path,
     execution: Execution,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Record:
     """Run an experiment; one that is finished already is only read.
 
     Args:
       experiment: The experiment.
-      folder: Where checkpoints, logs, the exported model and results go.
+      folder: Where checkpoints, logs, the exported model and its record go.
       execution: How.
       progress: Where to show how far it is.
 
     Returns:
-      Its results, as in `result.json`. Of a run whose loss or parameters are not
+      Its record, as in `result.json`. Of a run whose loss or parameters are not
       finite, the experiment and `diverged`, the step where that was seen.
 
     Raises:
@@ -88,17 +83,16 @@ def run(
     if finished.exists():
         return json.loads(finished.read_text())
     try:
-        return _Run(experiment, folder, execution, progress).results(description)
-    except _DivergedError as error:
-        result = {"experiment": description, "diverged": error.args[0]}
-        if jax.process_index() == 0:
-            progress.console.print(f"{folder.name}: diverged by step {error.args[0]}")
-            write_text(finished, json.dumps(result, indent=1))
-        return result
-
-
-class _DivergedError(ArithmeticError):
-    """A loss or parameters that are not finite, and the step."""
+        found = _Run(experiment, folder, execution, progress).record()
+    except export.DivergedError as error:
+        found = {"diverged": error.args[0]}
+    found = {"experiment": description, **found}
+    if jax.process_index() == 0:
+        if "diverged" in found:
+            text = f"{folder.name}: diverged by step {found['diverged']}"
+            progress.console.print(text)
+        write_text(finished, json.dumps(found, indent=1))
+    return found
 
 
 def _described(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
@@ -114,11 +108,16 @@ def _described(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         description["weights"] = {"sha256": digest}
     known = folder / "experiment.json"
-    if known.exists() and json.loads(known.read_text()) != description:
-        raise SystemExit(
-            f"{folder}: holds another experiment, or weights have changed since. "
-            "Delete the folder, or give another one: --output DIR"
-        )
+    if known.exists():
+        found = json.loads(known.read_text())
+        if found != description:
+            reason = "holds another experiment, or weights have changed since"
+            if found.keys() != description.keys():
+                reason = "was begun by an earlier version, and cannot be continued"
+            raise SystemExit(
+                f"{folder}: {reason}. Delete the folder, or give another one: "
+                "--output DIR"
+            )
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(known, json.dumps(description, indent=1))
@@ -138,11 +137,10 @@ class _Run:
         self.devices = execution.devices
         self.writes = jax.process_index() == 0
         options, source = experiment.optimization, experiment.data
-        devices, parts = self.devices.mesh.size, options.accumulate
-        if options.batch % (devices * parts):
+        count = self.devices.mesh.size
+        if options.batch % count:
             raise SystemExit(
-                f"batch: expected a multiple of {devices * parts} ({devices} devices, "
-                f"accumulate={parts}), got {options.batch}"
+                f"batch: expected a multiple of {count} (devices), got {options.batch}"
             )
         self.train = self._split(source.train)
         experiment.network.require_classes(source.name, self.train.classes)
@@ -152,52 +150,46 @@ class _Run:
         if experiment.weights is not None:
             checkpoint.load(model, experiment.weights)
         self.program = Program(experiment, model, self.steps)
-        replicated = self.devices.replicated
-        self._predict = jax.jit(self.program.predict, out_shardings=replicated)
+        self.judge = Judge(experiment, self.program, self.devices, self._split)
 
-    def results(self, description: dict[str, Any]) -> dict[str, Any]:
+    def record(self) -> Record:
         """Train and export."""
         start = time.perf_counter()
         params = self.program.compressed()
-        initial_signs = optimizer.signs(params)
+        signs = optimizer.signs(params)
         state = self.devices.place(self.program.initial(params))
         with contextlib.ExitStack() as stack:
             checkpoints = stack.enter_context(self._checkpoints())
-            step = checkpoints.latest_step()
-            if step is not None:
+            done = checkpoints.latest_step()
+            if done is not None:
                 shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
                 restore: Any = ocp.args.StandardRestore(shapes)
-                state = checkpoints.restore(step, args=restore)
-            log = None
-            if self.writes:
-                log = Log(self.folder, -1 if step is None else step)
-                stack.callback(log.close)
-                start -= log.seconds
-            if step is None and self.experiment.weights is not None:
-                before = self._judged(self._final(state), state, "test")
-                counts = self._counts(before, "test")  # by all processes together
-                if log is not None:
-                    log.write(0, 0.0, **counts)
-            done = step or 0
+                state = checkpoints.restore(done, args=restore)
+            log = Log(self.folder, done, writes=self.writes)
+            stack.callback(log.close)
+            start -= log.seconds
+            if done is None and self.experiment.weights is not None:
+                before = self.judge.rows(self._final(state), state.statistics, "test")
+                log.write(0, 0.0, **self.judge.score(before, "test"))
             bar = self.progress.add_task(
-                self.folder.name, total=self.steps, completed=done, note="compiling"
+                self.folder.name,
+                total=self.steps,
+                completed=done or 0,
+                note="compiling",
             )
             stack.callback(self.progress.remove_task, bar)
-            state = self._train(
-                state, done, checkpoints, log, bar, start, initial_signs
-            )
-        final = self._final(state)
-        return self._export(final, state, description, time.perf_counter() - start)
+            state = self._train(state, done or 0, checkpoints, log, bar, start, signs)
+        return self._record(state, time.perf_counter() - start)
 
     def _train(
         self,
         state: State,
         done: int,
         checkpoints: ocp.CheckpointManager,
-        log: Log | None,
+        log: Log,
         bar: TaskID,
         start: float,
-        initial_signs: list[jax.Array],
+        signs: list[jax.Array],
     ) -> State:
         """All steps that are left."""
         experiment = self.experiment
@@ -211,35 +203,31 @@ class _Run:
         if experiment.distill:
             own = (self.program.params, self.program.statistics)
             teacher = self.devices.place(own)
-        augmentation = experiment.data.augmentation
-        batches = data.training_batches(
+        source = batches.training_batches(
             self.train,
             batch=experiment.optimization.batch,
             seed=experiment.seed,
-            augment=Augment(augmentation, experiment.network.size),
-            mix=mixing(augmentation, self.train.classes),
-            repeats=augmentation.repeats,
+            prepare=functools.partial(
+                experiment.task.prepare, size=experiment.network.size
+            ),
             start=done,
             process=self.devices.process,
             workers=self.execution.workers,
         )
         losses, since = [], time.perf_counter()
-        for step, arrays in zip(range(done + 1, self.steps + 1), batches, strict=False):
+        for step, arrays in zip(range(done + 1, self.steps + 1), source, strict=False):
             state, loss = update(state, self.devices.batch(arrays), teacher)
             losses.append(loss)
             epoch_ends = step % self.epoch == 0 or step == self.steps
             if step % self.execution.log_every == 0 or epoch_ends:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
-                    values |= optimizer.shares(
-                        initial_signs, state.params, state.optimizer
-                    )
-                    final = self._final(state)
-                    held_out = self._judged(final, state, "validation")
-                    values |= self._counts(held_out, "validation")
+                    values |= optimizer.shares(signs, state.params, state.optimizer)
+                    final, statistics = self._final(state), state.statistics
+                    held_out = self.judge.rows(final, statistics, "validation")
+                    values |= self.judge.score(held_out, "validation")
                     self._tell(step, values)
-                if log is not None:
-                    log.write(step, time.perf_counter() - start, **values)
+                log.write(step, time.perf_counter() - start, **values)
                 losses, since = [], time.perf_counter()
             if step % self.execution.checkpoint_every == 0:
                 save: Any = ocp.args.StandardSave(state)
@@ -256,11 +244,12 @@ class _Run:
         mean = float(np.mean(jax.device_get(losses)))
         seconds = time.perf_counter() - since
         if not math.isfinite(mean):
-            raise _DivergedError(step)
+            raise export.DivergedError(step)
         speed = len(losses) * self.experiment.optimization.batch / seconds
-        note = f"loss {mean:.3f}, {speed:.0f} images/s"
+        unit = self.experiment.task.unit
+        note = f"loss {mean:.3f}, {speed:.0f} {unit}/s"
         self.progress.update(bar, completed=step, note=note)
-        return {"loss": mean, "images_per_second": round(speed, 1)}
+        return {"loss": mean, f"{unit}_per_second": round(speed, 1)}
 
     def _tell(self, step: int, values: dict[str, float]) -> None:
         """A line per epoch where there is no terminal to show a bar in."""
@@ -270,103 +259,24 @@ class _Run:
 
     def _final(self, state: State) -> Any:
         """The parameters in the form that is exported, in memory."""
-        step = int(state.step)
-        try:
-            final = ssvq.finalize(self.devices.gather(state.params))
-        except ValueError as error:  # what is not finite, or too large to be stored
-            raise _DivergedError(step) from error
-        leaves = [
-            x for x in jax.tree.leaves(final) if jnp.issubdtype(x.dtype, jnp.inexact)
-        ]
-        if not all(np.all(np.isfinite(x)) for x in leaves):
-            raise _DivergedError(step)
-        return final
+        return export.finalize(self.devices.gather(state.params), int(state.step))
 
-    def _judged(
-        self, final: Any, state: State, which: str
-    ) -> evaluation.Prediction | None:
-        """Predictions on the validation or test split; `None` where there is none."""
-        split = getattr(self.experiment.data, which)
-        if split is None:
-            return None
-        return self._predictions(ssvq.decode(final), state.statistics, split)
-
-    def _counts(
-        self, prediction: evaluation.Prediction | None, which: str
-    ) -> dict[str, float]:
-        """Counts by name; agreement with the float network too, where there is one."""
-        if prediction is None:
-            return {}
-        counts = prediction.counts()
-        if self.experiment.weights is not None:
-            same = prediction.predicted == self._float_classes[which]
-            counts["agreement"] = int(np.sum(same))
-        return {f"{which}_{name}": value for name, value in counts.items()}
-
-    @functools.cached_property
-    def _float_classes(self) -> dict[str, np.ndarray]:
-        """The classes that the network finds with float weights, of either split."""
-        program, source = self.program, self.experiment.data
-        splits = {"validation": source.validation, "test": source.test}
-        return {
-            which: self._predictions(
-                program.params, program.statistics, split
-            ).predicted
-            for which, split in splits.items()
-            if split is not None
-        }
-
-    def _predictions(
-        self, params: Any, statistics: Any, split: str
-    ) -> evaluation.Prediction:
-        placed = self.devices.place((params, statistics))
-        return evaluation.evaluate(
-            functools.partial(self._predict, *placed),
-            self._split(split),
-            size=self.experiment.network.size,
-            batch=self.experiment.optimization.batch,
-            devices=self.devices,
+    def _record(self, state: State, seconds: float) -> Record:
+        """Judge and export the last parameters."""
+        final, statistics = self._final(state), self.devices.gather(state.statistics)
+        test = self.judge.rows(final, statistics, "test")
+        found = {"steps": self.steps, "minutes": round(seconds / 60, 2)}
+        found |= export.record(
+            self.experiment.task,
+            final,
+            statistics,
+            read(self.folder / "metrics.jsonl"),
+            test,
+            self.judge.score(test, "test"),
         )
-
-    def _export(
-        self, final: Any, state: State, description: dict[str, Any], seconds: float
-    ) -> dict[str, Any]:
-        """Write the model, read it back, and write the results."""
-        compressed = self.experiment.compression is not None
-        name = "model.ssvq.safetensors" if compressed else "model.safetensors"
-        statistics = self.devices.gather(state.statistics)
-        test = self._judged(final, state, "test")
-        lines = read(self.folder / "metrics.jsonl")
-        result = {
-            "experiment": description,
-            "steps": self.steps,
-            "minutes": round(seconds / 60, 2),
-            "before": _named(lines[0], "test") if lines else {},
-            "test": _named(self._counts(test, "test"), "test"),
-            "validation": _named(lines[-1], "validation") if lines else {},
-            "versions": {
-                package: importlib.metadata.version(package)
-                for package in ("jax", "flax", "optax")
-            },
-            "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-            "command": "python -m " + " ".join(sys.orig_argv[2:]),
-        }
-        if test is not None:  # a bit per image, for comparisons image by image
-            right = np.packbits(test.rank < 1).tobytes()
-            result["right"] = base64.b64encode(right).decode()
-        if compressed:
-            report = ssvq.report((final, statistics))
-            result["bits_per_weight"] = report.compressed.bits_per_weight
-            result["ratio"] = report.compressed.ratio
-            result["model_ratio"] = report.model.ratio
-            result |= {k: lines[-1][k] for k in ("flipped", "frozen") if k in lines[-1]}
         if self.writes:
-            file = self.folder / name
-            checkpoint.save(file, final, statistics)
-            _require_same(file, ssvq.decode(final))
-            result["bytes"] = file.stat().st_size
-            write_text(self.folder / "result.json", json.dumps(result, indent=1))
-        return result
+            found["bytes"] = export.export(self.folder, final, statistics)
+        return found
 
     def _checkpoints(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -375,30 +285,13 @@ class _Run:
         folder = (self.folder / "checkpoints").absolute()
         return ocp.CheckpointManager(folder, options=options)
 
-    def _split(self, split: str) -> data.Split:
-        source = self.experiment.data
-        return _opened(source.name, split, self.execution.data_dir, source.in_memory)
+    def _split(self, split: str) -> Split:
+        experiment, folder = self.experiment, self.execution.data_dir
+        return _opened(experiment.task, experiment.data, split, folder)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(
-    name: str, split: str, data_dir: pathlib.Path | None, in_memory: bool
-) -> data.Split:
+def _opened(task: Task, data: Data, split: str, data_dir: pathlib.Path | None) -> Split:
     """A split, kept for the runs that follow."""
-    opened = data.open_split(name, split, data_dir)
-    return opened.decoded() if in_memory else opened
-
-
-def _named(line: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The values of a line whose names start with a prefix, without it."""
-    start = f"{prefix}_"
-    return {k.removeprefix(start): v for k, v in line.items() if k.startswith(start)}
-
-
-def _require_same(file: pathlib.Path, params: Any) -> None:
-    """Raise unless a file gives back the parameters bit for bit."""
-    stored = Checkpoint(file)
-    for keys, value in nnx.traversals.flatten_mapping(params).items():
-        name = checkpoint.flax_name(keys)
-        if not np.array_equal(stored[name], value):
-            raise RuntimeError(f"{file}: {name} differs after reading it back")
+    opened = task.open(data.name, split, data_dir)
+    return opened.decoded() if data.in_memory else opened

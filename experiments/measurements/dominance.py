@@ -1,6 +1,6 @@
 """Gradient dominance: do blocks move where their own gradients say?
 
-    python -m experiments.dominance --data-dir ../shared/tfds
+    python -m experiments.measurements.dominance --data-dir ../shared/tfds
 
 Under VQ all blocks that share a codeword move together, and a few with large gradients
 decide where. For the 5 % of a codeword's blocks with the largest gradients and the 60 %
@@ -19,7 +19,7 @@ largest, 0.26 for the smallest.
 """
 
 import dataclasses
-import json
+import functools
 import pathlib
 import sys
 import time
@@ -35,11 +35,10 @@ from rich.progress import track
 from rich.table import Table
 
 import ssvq_jax as ssvq
-from experiments import data
-from experiments.augmentation import Augment
-from experiments.methods import fine_tuning
+from experiments import records
+from experiments.configs.cifar10._cifar10 import fine_tuning
+from experiments.data.batches import training_batches
 from experiments.models import checkpoint
-from experiments.training.log import write_text
 from experiments.training.program import Program
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.core.blocks import to_blocks
@@ -59,8 +58,8 @@ class Options:
     """Training images that the gradients are taken over."""
     steps: int = 352
     """Steps of training; 352 are an epoch."""
-    results: pathlib.Path | None = pathlib.Path("experiments/results")
-    """Folder for dominance.json."""
+    results: pathlib.Path = records.RESULTS
+    """Folder for cifar10/dominance.jsonl."""
 
 
 def main(options: Options) -> int:
@@ -73,16 +72,14 @@ def main(options: Options) -> int:
             method, *(f"{row[k]:.3f}" if k in row else "" for k in found["vq"])
         )
     Console().print(table)
-    if options.results is not None:
-        contents = {
-            "command": "python -m experiments.dominance --data-dir DIR",
-            "images": options.images,
-            "steps": options.steps,
-            "minutes": (time.monotonic() - start) / 60,
-            "methods": found,
-        }
-        path = options.results / "dominance.json"
-        write_text(path, json.dumps(contents, indent=1) + "\n")
+    shared = {
+        "minutes": (time.monotonic() - start) / 60,
+        "command": "python -m experiments.measurements.dominance --data-dir DIR",
+        "images": options.images,
+        "steps": options.steps,
+    }
+    lines = {method: {"cosines": row, **shared} for method, row in found.items()}
+    records.write(options.results / "cifar10" / "dominance.jsonl", lines)
     return 0
 
 
@@ -133,18 +130,18 @@ def chance(own: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
 def _measure(method: str, options: Options) -> dict[str, float]:
     """Mean cosines of all compressed kernels of the network."""
     experiment = fine_tuning(method, 1.5, epochs=1)
-    source = experiment.data
-    split = data.open_split(source.name, source.train, options.data_dir).decoded()
+    task, source = experiment.task, experiment.data
+    split = task.open(source.name, source.train, options.data_dir).decoded()
     model = experiment.network.build(nnx.Rngs(0))
     checkpoint.load(model, experiment.weights or "")
     program = Program(experiment, model, options.steps)
     first = state = program.initial(program.compressed())
     batch = experiment.optimization.batch
-    batches = data.training_batches(
+    batches = training_batches(
         split,
         batch=batch,
         seed=experiment.seed,
-        augment=Augment(source.augmentation, experiment.network.size),
+        prepare=functools.partial(task.prepare, size=experiment.network.size),
     )
 
     @jax.jit

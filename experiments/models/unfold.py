@@ -1,6 +1,6 @@
 r"""Give MobileNet-V2, whose batch norms are folded, its batch norms back.
 
-    python -m experiments.unfold ../shared/models/mobilenet_v2_100.safetensors \
+    python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensors \
         runs/mobilenet_v2_100_unfolded.safetensors --data-dir ../shared/tfds
 
 Batch norms that the images' means and variances make do nothing: the network's outputs
@@ -11,7 +11,6 @@ the result as `mobilenet_v2_100_unfolded`.
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from typing import Any
@@ -23,11 +22,12 @@ import tyro
 from flax import nnx
 from rich.progress import track
 
-from experiments import data
-from experiments.evaluate import load
+from experiments.data.batches import evaluation_batches
+from experiments.data.images import open_split
+from experiments.data.pixels import crop
 from experiments.models import checkpoint
 from experiments.models.mobile import ARCHITECTURES
-from experiments.models.zoo import NETWORKS, crop
+from experiments.models.zoo import NETWORKS
 
 # Convolutions of a block, or around all of them, in the order of bn1, bn2 and bn3.
 _ORDERS = (
@@ -58,20 +58,21 @@ class Options:
 def main(options: Options) -> int:
     """Unfold and write; returns the exit status."""
     network = NETWORKS["mobilenet_v2_100"]
-    images = data.open_split(options.dataset, options.split, options.data_dir)
-    batches = data.evaluation_batches(
+    model = network.build(nnx.Rngs(0))
+    checkpoint.load(model, options.weights)
+    images = open_split(options.dataset, options.split, options.data_dir)
+    batches = evaluation_batches(
         images,
         batch=options.batch,
-        prepare=functools.partial(crop, size=network.size),
+        prepare=lambda x: {**x, "image": crop(x["image"], network.size)},
     )
     steps = -(-len(images) // options.batch)
     inputs = (
-        network.normalize(batch["image"])
-        for batch in track(batches, "reading images", steps)
+        network.inputs(batch) for batch in track(batches, "reading images", steps)
     )
     epsilon = ARCHITECTURES["mobilenet_v2_100_unfolded"].batch_norm
     assert epsilon is not None
-    params, statistics = unfold(load(network, options.weights), inputs, epsilon)
+    params, statistics = unfold(model, inputs, epsilon)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(options.output, params, statistics)
     print(f"wrote {options.output}")

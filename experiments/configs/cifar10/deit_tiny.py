@@ -1,6 +1,6 @@
 """DeiT-Tiny's exact shape, a real checkpoint: VQ and SSVQ at 1.5 bits, one epoch.
 
-python -m experiments.compress experiments/configs/deit_tiny_cifar10.py \
+python -m experiments.compress experiments/configs/cifar10/deit_tiny.py \
     --data-dir ../shared/tfds --results experiments/results
 
 The checkpoint has timm's names and 64.0 % top-1. Three runs of four minutes on 2 CPU
@@ -11,7 +11,7 @@ probably among those it was trained on.
 
 import ssvq_jax as ssvq
 from experiments.config import Compression, Experiment, Freezing, Optimization
-from experiments.configs.deit_96_cifar10 import CIFAR10
+from experiments.configs.cifar10._cifar10 import CIFAR10, TASK
 from experiments.models.zoo import NETWORKS
 
 _CODECS = {
@@ -31,11 +31,10 @@ def runs() -> dict[str, Experiment]:
             freezing = Freezing() if name == "ssvq" else None
             compression = Compression(rules=rules, freezing=freezing)
         found[name] = Experiment(
+            task=TASK,
             network=NETWORKS["deit_tiny_cifar10"],
             data=CIFAR10,
-            optimization=Optimization(
-                epochs=1, rate=1e-4, sign_rate=1e-3, label_smoothing=0.1
-            ),
+            optimization=Optimization(epochs=1, rate=1e-4, sign_rate=1e-3),
             weights="../shared/models/deit_tiny_cifar10.safetensors",
             compression=compression,
         )

@@ -1,6 +1,6 @@
-"""Learning rates of few_images.py, at 1.5 bits (UQ at 2); UQ and MVQ at 3, too.
+"""Learning rates of bits.py, at 1.5 bits (UQ at 2); UQ and MVQ at 3, too.
 
-python -m experiments.compress experiments/configs/few_images_rates.py \
+python -m experiments.compress experiments/configs/few_images/rates.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Of the 700 images without labels, 500 to match the float network on and 200 to choose
@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from experiments.config import Experiment
-from experiments.configs.few_images import DATA, NETS, matching
+from experiments.configs.few_images._few_images import DATA, NETS, matching
 
 _DATA = dataclasses.replace(
     DATA, train="validation[:500]", validation="validation[500:700]", test=None
@@ -40,16 +40,8 @@ def runs() -> dict[str, Experiment]:
     found = {}
     for network in NETS:
         for name, pairs in _PAIRS.items():
-            method = name.split("-")[0]
-            for rate, second in pairs:
-                rates = {
-                    "rate": rate,
-                    "codebook_rate": rate if method == "ssvq" else second,
-                    "sign_rate": second,
-                }
-                run = matching(network, name, rates, _DATA)
-                shown = (
-                    np.format_float_positional(x, trim="-") for x in (rate, second)
-                )
+            for pair in pairs:
+                shown = (np.format_float_positional(x, trim="-") for x in pair)
+                run = matching(network, name, pair, _DATA)
                 found["-".join((network, name, *shown))] = run
     return found

@@ -1,9 +1,9 @@
 """Learning rates of every method at 1.5 bits, one epoch each, by the validation split.
 
-python -m experiments.compress experiments/configs/cifar10_rates.py \
+python -m experiments.compress experiments/configs/cifar10/rates.py \
     --data-dir DIR --results experiments/results
 
-Needs the float network of deit_96_cifar10.py. 53 runs of about a minute on 2 CPU cores.
+Needs the float network of deit_96.py. 53 runs of about a minute on 2 CPU cores.
 The best ones are what all other comparisons on CIFAR-10 take. Each method has nine, VQ
 and MVQ more: of codebooks, or steps, and of all that is not compressed; with learned
 signs, of signs and of the rest. The best of each, in %: UQ 72.8, VQ 72.0, MVQ 70.8,
@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 
 from experiments.config import Experiment
-from experiments.methods import fine_tuning
+from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning, rates
 
 _RATES = (3e-4, 1e-3, 3e-3)
 _SECOND = {
@@ -50,11 +50,13 @@ def trial(method: str, bits: float, rate: float, second: float) -> Experiment:
     Args:
       method: One of `experiments.methods.TITLES`.
       bits: One of `experiments.methods.BITS`.
-      rate: Of all that is not compressed; with learned signs of codebooks, too.
-      second: Of learned signs, where a method has them; else of codebooks or steps.
+      rate: As of `rates`.
+      second: As of `rates`.
     """
-    rates = {"rate": rate, "codebook_rate": second, "sign_rate": 0.0}
-    if method == "learned":
-        rates |= {"codebook_rate": rate, "sign_rate": second}
-    run = fine_tuning(method, bits, epochs=1, rates=rates)
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, test=None))
+    return fine_tuning(
+        method,
+        bits,
+        epochs=1,
+        rates=rates(method, rate, second),
+        data=dataclasses.replace(CIFAR10, test=None),
+    )

@@ -1,9 +1,9 @@
 """Which masks MVQ takes at 1.5 bits: one epoch each, by the validation split.
 
-python -m experiments.compress experiments/configs/cifar10_mvq.py \
+python -m experiments.compress experiments/configs/cifar10/masks.py \
     --data-dir DIR --results experiments/results
 
-Needs the float network of deit_96_cifar10.py. Three runs of a minute on 2 CPU cores.
+Needs the float network of deit_96.py. Three runs of a minute on 2 CPU cores.
 4 of 6 is best, by a point (70.8 %): what `experiments/methods.py` has.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 
 import ssvq_jax as ssvq
 from experiments.config import Compression, Experiment
-from experiments.methods import fine_tuning
+from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning
 
 _TRIED = (
     ssvq.MVQ(32, 8, (4, 8)),  # 1.575 bits
@@ -22,14 +22,14 @@ _TRIED = (
 
 def runs() -> dict[str, Experiment]:
     """A run for each of the masks."""
-    found = {}
+    data, found = dataclasses.replace(CIFAR10, test=None), {}
     rates = {"rate": 3e-3, "codebook_rate": 3e-3}
     for codec in _TRIED:
-        run = fine_tuning("mvq", 1.5, epochs=1, rates=rates)
+        run = fine_tuning("mvq", 1.5, epochs=1, rates=rates, data=data)
         kept, group = codec.keep
+        rules = (ssvq.Rule("blocks/.*/kernel", codec),)
+        compression = Compression(rules=rules)
         found[f"mvq-{kept}of{group}"] = dataclasses.replace(
-            run,
-            data=dataclasses.replace(run.data, test=None),
-            compression=Compression(rules=(ssvq.Rule("blocks/.*/kernel", codec),)),
+            run, compression=compression
         )
     return found

@@ -1,9 +1,9 @@
 """Learning rates of every method at 3 bits, one epoch each, by the validation split.
 
-python -m experiments.compress experiments/configs/cifar10_3_bits_rates.py \
+python -m experiments.compress experiments/configs/cifar10/three_bits_rates.py \
     --data-dir DIR --results experiments/results
 
-Needs the float network of deit_96_cifar10.py. 16 pairs of rates for each method: 84
+Needs the float network of deit_96.py. 16 pairs of rates for each method: 84
 runs of half a minute on 2 CPU cores. The best of each, in %: UQ 74.0, VQ 74.0, MVQ
 73.6, SSVQ 73.9 with fixed signs and 74.1 with learned ones, float 74.8.
 """
@@ -11,7 +11,7 @@ runs of half a minute on 2 CPU cores. The best of each, in %: UQ 74.0, VQ 74.0, 
 import itertools
 
 from experiments.config import Experiment
-from experiments.configs.cifar10_rates import trial
+from experiments.configs.cifar10.rates import trial
 
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _SECOND = (3e-4, 1e-3, 3e-3, 1e-2)

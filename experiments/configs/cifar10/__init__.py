@@ -1,0 +1,1 @@
+"""A small DeiT on CIFAR-10: all methods, alike."""

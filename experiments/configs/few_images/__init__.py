@@ -1,0 +1,1 @@
+"""ImageNet networks compressed with 700 images."""

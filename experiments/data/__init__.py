@@ -1,0 +1,1 @@
+"""What examples are read from, and how they become batches."""

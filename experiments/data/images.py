@@ -1,0 +1,118 @@
+"""Labelled images of tensorflow-datasets, read without TensorFlow."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import sklearn.datasets
+import sklearn.model_selection
+import tensorflow_datasets as tfds
+
+from experiments.data.batches import Example, NotPreparedError, Split
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled(Sequence[Example]):
+    """`image`, uint8 `(height, width, channels)`, and `label`, int32, of a source."""
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        example = self.source[index]
+        return {"image": example["image"], "label": np.int32(example["label"])}
+
+
+def open_split(
+    name: str, split: str | None, data_dir: pathlib.Path | None = None
+) -> Split:
+    """Open a split; images are decoded when they are asked for.
+
+    Args:
+      name: "digits" (1,797 images of 8x8 in one channel, comes with scikit-learn;
+        splits "train" and "test"), or the name of an image-classification set of
+        tensorflow-datasets, prepared as array_record.
+      split: As in tensorflow-datasets: "test", "train[:45000]", "validation[:1%]";
+        `None` for "validation", or "test" where there is none.
+      data_dir: The folder of tensorflow-datasets; `None` for its default.
+
+    Returns:
+      Examples of `image`, uint8 `(height, width, channels)`, and `label`, int32.
+
+    Raises:
+      NotPreparedError: A set that is not there, with what to do.
+      SystemExit: A set or split that is unknown or of another kind.
+    """
+    if name == "digits":
+        return _digits(split or "test")
+    builder = _builder(name, data_dir)
+    known = builder.info.splits
+    if not known:
+        raise NotPreparedError(f"{name} {split}: is not there.{_preparing(name)}")
+    if split is None:
+        split = "validation" if "validation" in known else "test"
+    with _explained(f"{name} {split}"):
+        if not known[split].num_examples:
+            raise ValueError("it has no images")
+        source = builder.as_data_source(split=split)
+    classes = builder.info.features["label"].num_classes
+    return Split(f"{name} {split}", _Labelled(source), classes)
+
+
+def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
+    """A set of labelled images, prepared or not; arguments as of `open_split`."""
+    with _explained(name, _preparing(name)):
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise SystemExit(
+            f"{name}: expected images with a label each, got {', '.join(features)}"
+        )
+    return builder
+
+
+def _preparing(name: str) -> str:
+    """How to prepare a set."""
+    return (
+        "\nPrepare it once as array_record where TensorFlow is installed:\n"
+        f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
+        "and name that folder: --data-dir DIR"
+    )
+
+
+@contextlib.contextmanager
+def _explained(name: str, advice: str = "") -> Iterator[None]:
+    """Errors of a set or split that cannot be read, with what to do."""
+    try:
+        yield
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
+        raise SystemExit(f"{name}: cannot be read: {error}{advice}") from error
+
+
+def _digits(split: str) -> Split:
+    digits: Any = sklearn.datasets.load_digits()
+    images = (digits.images * 255 / 16).astype(np.uint8)[..., None]
+    parts: Any = sklearn.model_selection.train_test_split(
+        np.arange(len(images)), test_size=0.25, random_state=0, stratify=digits.target
+    )
+    parts = dict(zip(("train", "test"), parts, strict=True))
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(part)], num_bytes=0)
+        for name, part in parts.items()
+    }
+    with _explained(f"digits {split}"):
+        instruction = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        chosen = [
+            i
+            for piece in instruction
+            for i in parts[piece.splitname][piece.from_ : piece.to]
+        ]
+        if not chosen:
+            raise ValueError("it has no images")
+    examples = [{"image": images[i], "label": digits.target[i]} for i in chosen]
+    return Split(f"digits {split}", _Labelled(examples), 10)

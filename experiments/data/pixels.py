@@ -1,0 +1,30 @@
+"""Images to the size of a network, and to Pillow and back."""
+
+import numpy as np
+from PIL import Image
+
+
+def crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of an image of which the short side is made 8/7 of `size`, bicubic.
+
+    Args:
+      image: uint8 `(height, width, channels)`, one or three.
+      size: Height and width of the result; images of this size are left as they are.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    scale = size * 8 / 7 / min(image.shape[:2])
+    height, width = (round(scale * n) for n in image.shape[:2])
+    resized = to_pillow(image).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return from_pillow(resized.crop((left, top, left + size, top + size)))
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """An image uint8 `(height, width, channels)` for Pillow, of one or three."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    """The inverse of `to_pillow`."""
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
