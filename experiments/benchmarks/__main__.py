@@ -4,8 +4,8 @@
     python -m experiments.benchmarks kmeans decode
     python -m experiments.benchmarks --quick
 
-Every subject runs in a process of its own. Writes benchmarks.json, benchmarks.md,
-benchmarks.png and growth.png; results of subjects that do not run are kept.
+Every subject runs in a process of its own. Writes benchmarks.jsonl, its page and its
+plots; results of subjects that do not run are kept.
 Exit status 1 when a subject fails.
 """
 
@@ -38,9 +38,8 @@ def main(choice: Choice) -> int:
         command = [sys.executable, "-m", module, *choice.arguments()]
         if subprocess.run(command, check=False).returncode:
             failed.append(subject)
-    for subject, rows in results.load(choice.folder).items():
-        if subject in subjects:
-            console.print(results.table(subject, rows))
+    for subject in subjects:
+        console.print(results.table(choice.folder, subject))
     console.print(f"Results: {choice.folder / 'benchmarks.md'}")
     for subject in failed:
         console.print(f"[red]FAILED[/red] {subject}")

@@ -24,8 +24,9 @@ from experiments.benchmarks.measure import (
     once,
     peak_extra_bytes,
 )
-from experiments.benchmarks.rows import Row, seconds_text, verdict
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
+from experiments.report.numbers import at_most, seconds_text
 from ssvq_jax.core.blocks import contracted_axis, to_blocks
 from ssvq_jax.core.kmeans import ITERATIONS
 
@@ -68,8 +69,8 @@ def _rows(title: str, name: str, options: Options) -> Iterator[Row]:
         ours=ours,
         peer=theirs,
         peer_name="faiss",
-        note=f"compilation included; {verdict(ours <= MOST_SECONDS)}: at most "
-        f"{seconds_text(MOST_SECONDS)}",
+        note="compilation included; "
+        + at_most(ours, MOST_SECONDS, seconds_text(MOST_SECONDS)),
     )
     on_device = {path: jnp.asarray(x) for path, x in tree.items()}
     jax.block_until_ready(on_device)
@@ -85,7 +86,7 @@ def _rows(title: str, name: str, options: Options) -> Iterator[Row]:
         peer=timings["faiss"].median,
         peer_name="faiss",
         note=f"peak memory {tensors:.1f} times the largest tensor "
-        f"({verdict(tensors <= MOST_TENSORS)}: at most {MOST_TENSORS:g}), "
+        f"({at_most(tensors, MOST_TENSORS)}), "
         f"{extra / MEBIBYTE:.1f} MiB: resident memory above that before, less the "
         "bytes of the result" + (REASON if tensors > MOST_TENSORS else ""),
         details={"peak_in_largest_tensors": tensors, **timings["ours"].spread()},

@@ -15,8 +15,9 @@ import numpy as np
 import ssvq_jax as ssvq
 from experiments.benchmarks import peers, weights
 from experiments.benchmarks.measure import median_seconds
-from experiments.benchmarks.rows import Row, seconds_text, verdict
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
+from experiments.report.numbers import seconds_text, verdict
 
 SHAPES = ((1024, 4096), (2048, 8192))
 BLOCKS = (4, 8, 16)

@@ -25,8 +25,9 @@ from experiments.benchmarks.measure import (
     once,
     peak_extra_bytes,
 )
-from experiments.benchmarks.rows import Row, verdict
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
+from experiments.report.numbers import at_most
 
 CODEC = ssvq.SSVQ(codewords=16, block=8)
 TENSOR = (1024, 4096)
@@ -113,10 +114,9 @@ def _memory_note(streams: list[_Stream]) -> str:
         return note
     first = streams[COMPILING]
     growth = streams[-1].mebibytes / first.mebibytes
-    met = verdict(growth <= MOST_GROWTH)
     return (
-        f"{note}, {growth:.2f} times that of {first.weights:,} weights ({met}: at most "
-        f"{MOST_GROWTH:g})"
+        f"{note}, {growth:.2f} times that of {first.weights:,} weights "
+        f"({at_most(growth, MOST_GROWTH)})"
     )
 
 

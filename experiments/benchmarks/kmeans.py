@@ -16,8 +16,9 @@ import rich
 import ssvq_jax as ssvq
 from experiments.benchmarks import peers, weights
 from experiments.benchmarks.measure import MEBIBYTE, median_seconds, peak_extra_bytes
-from experiments.benchmarks.rows import Row, seconds_text, verdict
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
+from experiments.report.numbers import at_most, seconds_text, verdict
 from ssvq_jax.core.blocks import to_blocks
 
 ITERATIONS = 10
@@ -84,8 +85,7 @@ def _row(name: str, points: np.ndarray, codewords: int, options: Options) -> Row
         f"faiss without codes {seconds_text(training)}",
         f"inertia {inertia:.4f} of the peer's ({verdict(abs(inertia - 1) <= 0.01)}: "
         "within 1 %)",
-        f"{mebibytes:.0f} MiB above the points "
-        f"({verdict(mebibytes <= MOST_MEBIBYTES)}: at most {MOST_MEBIBYTES})",
+        f"{mebibytes:.0f} MiB above the points ({at_most(mebibytes, MOST_MEBIBYTES)})",
     )
     return Row(
         case=f"{name}: {count:,} points of {dim}, {codewords} codewords",

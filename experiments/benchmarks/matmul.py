@@ -17,8 +17,9 @@ import numpy as np
 import ssvq_jax as ssvq
 from experiments.benchmarks import weights
 from experiments.benchmarks.measure import Timing, median_seconds
-from experiments.benchmarks.rows import Row, seconds_text
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
+from experiments.report.numbers import seconds_text
 
 CODEC = ssvq.SSVQ(codewords=16, block=8)
 SHAPES = ((2048, 8192), (4096, 14336))

@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from experiments.benchmarks import results
 from experiments.benchmarks.rows import Row
+from experiments.records import RESULTS
+from experiments.report import pages
+from experiments.report.tables import measured
 
 RUNS = 7
 LARGEST = 1e9
@@ -40,7 +43,7 @@ class Options:
         """Where the results go."""
         if self.out is not None:
             return self.out
-        return pathlib.Path("runs/benchmarks" if self.quick else "experiments/results")
+        return pathlib.Path("runs/benchmarks") if self.quick else RESULTS
 
     def arguments(self) -> list[str]:
         """The command line of these options."""
@@ -65,7 +68,7 @@ class Options:
         return " ".join(parts)
 
 
-def run(subject: str, measure: Callable[[Options], Iterable[Row]]) -> None:
+def run(subject: results.Subject, measure: Callable[[Options], Iterable[Row]]) -> None:
     """Measure a subject by the options of the command line and keep its rows."""
     options = tyro.cli(Options, description=f"Benchmark of {subject}.")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +76,8 @@ def run(subject: str, measure: Callable[[Options], Iterable[Row]]) -> None:
     try:
         for row in measure(options):
             rows.append(dataclasses.replace(row, subject=subject, command=command))
-            texts = [text for text in rows[-1].cells[1:] if text]
+            texts = filter(None, measured(rows[-1].to_record())[1:])
             rich.print(escape(f"{subject}: {row.case}: {' | '.join(texts)}"))
             results.store(options.folder, subject, rows)
     finally:  # rows measured before a failure are kept
-        results.render(options.folder)
+        pages.build(options.folder, ["benchmarks"], lambda _: None)

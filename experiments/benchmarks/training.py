@@ -14,14 +14,15 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.benchmarks.measure import median_seconds
-from experiments.benchmarks.rows import Row, verdict
+from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
-from experiments.models.vit import ViT
+from experiments.models.deit import DeiT, DeiTConfig
+from experiments.report.numbers import at_most
 
 CODEC = ssvq.SSVQ(codewords=16, block=8)
 LEAST_RATIO = 1 / 1.2
 MOST_STATE_BYTES = 4.0
-_IMAGE, _CHANNELS, _CLASSES = 32, 3, 10
+_IMAGE, _CLASSES = 32, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,7 @@ def measure(options: Options) -> Iterator[Row]:
         if method.freeze:
             notes[method.name] = (
                 f"state of freeze_signs {state_bytes:.1f} bytes per sign "
-                f"({verdict(state_bytes <= MOST_STATE_BYTES)}: at most "
-                f"{MOST_STATE_BYTES:g})"
+                f"({at_most(state_bytes, MOST_STATE_BYTES)})"
             )
     timings = median_seconds(steps, options.timed_runs)
     for method in METHODS:
@@ -85,16 +85,8 @@ def training_step(size: Size, method: Method) -> tuple[Callable[[], Any], float]
 
     The bytes are those of the arrays of `freeze_signs` alone; 0 without it.
     """
-    model = ViT(
-        size=_IMAGE,
-        channels=_CHANNELS,
-        patch=8,
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
-        classes=_CLASSES,
-        rngs=nnx.Rngs(0),
-    )
+    config = DeiTConfig(size.width, size.depth, size.heads, size=_IMAGE, patch=8)
+    model = DeiT(config, _CLASSES, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model, nnx.Param)
     if method.codec is not None:
         rules = [ssvq.Rule(r"blocks/.*/kernel", method.codec)]
@@ -104,7 +96,7 @@ def training_step(size: Size, method: Method) -> tuple[Callable[[], Any], float]
     if method.freeze:
         tx = optax.chain(tx, ssvq.freeze_signs(interval=500, threshold=0.1))
     state = tx.init(trainable)
-    shape = (size.batch, _IMAGE, _IMAGE, _CHANNELS)
+    shape = (size.batch, _IMAGE, _IMAGE, config.channels)
     images = jax.random.normal(jax.random.key(1), shape)
     labels = jax.random.randint(jax.random.key(2), (size.batch,), 0, _CLASSES)
 

@@ -1,0 +1,1 @@
+"""Measurements that are no training: an accelerator, gradients, sizes of files."""

@@ -1,0 +1,1 @@
+"""Results as pages: Markdown from templates, plots, and the numbers in both."""

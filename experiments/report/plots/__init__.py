@@ -1,0 +1,15 @@
+"""Plots: each a function of the results, which gives a figure."""
+
+from experiments.report.plots import accelerator, benchmarks, comparison
+
+PLOTS = {
+    "cifar10/pareto": comparison.pareto,
+    "cifar10/curves": comparison.curves,
+    "few_images/few_images": comparison.few_images,
+    "accelerator_sweep": accelerator.sweep,
+    "accelerator_timeline": accelerator.timeline,
+    "accelerator_roofline": accelerator.roofline,
+    "benchmarks": benchmarks.ratios,
+    "growth": benchmarks.growth,
+}
+"""By where they are written, under the results."""

@@ -1,0 +1,98 @@
+"""Plots of the comparison between methods."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.methods import BITS, TITLES, at
+from experiments.report.numbers import gap, half
+from experiments.report.plots.figures import COLORS, legend, panels
+from experiments.report.results import NETWORKS, Results, Run
+
+_METHODS = [method for method in TITLES if method != "float"]
+_COLORS = {"float": "black", **dict(zip(_METHODS, COLORS, strict=False))}
+
+Load = Callable[[str], Results]
+
+
+def pareto(load: Load) -> Figure:
+    """Points lost against the compression ratio, fine-tuned alike and before.
+
+    The float networks, each 0, are not the same for all bits.
+    """
+    few, more = load("cifar10/bits"), load("cifar10/three_bits")
+    sources = {bits: more if bits > 2 else few for bits in BITS}
+    figure, (tuned, before) = panels(2, 4.5)
+    for method in _METHODS:
+        own = [
+            (run, sources[bits]["float"])
+            for bits in BITS
+            if method in at(bits)
+            for run in sources[bits].of(method, bits)
+        ]
+        ratios = [run.ratio for run, _ in own]
+        shown = {"color": _COLORS[method], "marker": "o", "label": TITLES[method]}
+        gaps = np.array([gap(run, dense) for run, dense in own])
+        tuned.errorbar(ratios, *100 * gaps.T, capsize=3, **shown)
+        untuned = [x["before"]["top1"] - dense["before"]["top1"] for x, dense in own]
+        before.plot(ratios, 100 * np.array(untuned), **shown)
+    for axis in (tuned, before):
+        axis.axhline(0, color="black", lw=1, label="float32")
+        axis.set(xlabel="compression ratio of the kernels")
+        axis.set(ylabel="test accuracy minus float32's, points")
+    tuned.set_title("three epochs of fine-tuning")
+    before.set_title("before fine-tuning")
+    legend(tuned, before)
+    return figure
+
+
+def curves(load: Load) -> Figure:
+    """Validation accuracy and the signs' shares over the epochs of the headline."""
+    runs = load("cifar10/headline")
+    figure, (more, fewer, signs) = panels(3)
+
+    def draw(axis: Any, own: Sequence[Run], name: str, label: str, style: str = "-"):
+        lines = [[line[name] for line in run["curve"]] for run in own]
+        mean = 100 * np.mean(lines, axis=0)
+        color = _COLORS[own[0].method]
+        axis.plot(np.arange(1, len(mean) + 1), mean, style, color=color, label=label)
+
+    for axis, bits, beside in ((more, 1.5, [("uniform", 2)]), (fewer, 1.25, [])):
+        for method, own in [("float", 32), *beside, *((x, bits) for x in at(bits))]:
+            title = TITLES[method]
+            draw(axis, runs.of(method, own), "validation/top1", title)
+    for method, names in (("learned", ("flipped",)), ("frozen", ("flipped", "frozen"))):
+        for name, style in zip(names, ("-", "--"), strict=False):
+            label = f"{TITLES[method]}: {name}"
+            draw(signs, runs.of(method, 1.5), name, label, style)
+    more.set(title="1.5 bits (UQ: 2)", ylabel="validation accuracy, %")
+    fewer.set(title="1.25 bits", ylabel="validation accuracy, %")
+    signs.set(title="1.5 bits", ylabel="% of the signs")
+    for axis in (more, fewer, signs):
+        axis.set(xlabel="epoch")
+    legend(more, fewer, signs)
+    return figure
+
+
+def few_images(load: Load) -> Figure:
+    """Test accuracy against the bits of the compressed weights, for each network."""
+    runs = load("few_images/bits")
+    figure, axes = panels(len(NETWORKS))
+    for axis, (network, name) in zip(axes, NETWORKS.items(), strict=True):
+        for method in ("uniform", "vq", "mvq", "ssvq"):
+            own = runs.like(f"{network}-{method}")
+            axis.errorbar(
+                [run.bits for run in own],
+                [100 * run.accuracy for run in own],
+                [100 * half(run) for run in own],
+                color=_COLORS[own[0].method],
+                marker="o",
+                capsize=3,
+                label=own[0].title,
+            )
+        axis.set(xlabel="bits per compressed weight")
+        axis.set(ylabel=f"top-1 of {len(own[0].each)} images, %", title=name)
+    legend(*axes)
+    return figure
