@@ -93,7 +93,7 @@ def _entry(name: str, ranks: Mapping[str, int]) -> str | None:
 
 
 def _imports(path: pathlib.Path, package: tuple[str, ...]) -> Iterator[str]:
-    """The dotted names that a module imports, in functions too; `from a import b`: a.b."""
+    """Dotted names of all that a module imports, in functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,7 +1,5 @@
 import dataclasses
-import itertools
 import json
-import math
 
 import chex
 import jax
@@ -11,7 +9,8 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
-from tests import reference
+from ssvq_jax import codecs
+from tests.codecs.weights import SHAPES, encoded, normal
 
 CODECS = [
     ssvq.SSVQ(4, 8),
@@ -26,33 +25,19 @@ CODECS = [
     ssvq.MVQ(4, 8, (2, 4)),
     ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
 ]
-SHAPES = [
-    ((64, 32), None),
-    ((27, 13), None),
-    ((3, 3, 5, 12), None),
-    ((3, 3, 1, 41), None),
-    ((50, 20), -1),
-    ((101,), None),
-    ((4, 6, 16), 0),
-]
 # Every codec on a plain and an awkward shape, every shape with every kind of codec.
 PAIRS = [(codec, *SHAPES[i]) for codec in CODECS for i in (0, 1)] + [
     (CODECS[j], *shape) for j in (0, 2, 7, 10) for shape in SHAPES[2:]
 ]
 
 
-def _weight(shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
-
-
-def _encode(codec, shape, axis=None, dtype=jnp.float32, **options):
-    key = jax.random.key(0)
-    return ssvq.encode(codec, _weight(shape, dtype), key=key, axis=axis, **options)
+def test_every_codec_of_the_list_is_here_under_its_name():
+    assert codecs.CODECS == {type(codec).__name__: type(codec) for codec in CODECS}
 
 
 @pytest.mark.parametrize(("codec", "shape", "axis"), PAIRS)
 def test_protocol(codec, shape, axis):
-    weight = _weight(shape)
+    weight = normal(shape)
     node = ssvq.encode(codec, weight, key=jax.random.key(0), axis=axis)
     assert (node.codec, node.shape, node.dtype) == (codec, shape, jnp.float32)
     decoded = ssvq.decode(node)
@@ -74,20 +59,20 @@ def test_protocol(codec, shape, axis):
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
 def test_bfloat16_weights(codec):
-    node = _encode(codec, (32, 12), dtype=jnp.bfloat16)
+    node = encoded(codec, (32, 12), dtype=jnp.bfloat16)
     decoded = ssvq.decode(node)
     assert decoded.dtype == jnp.bfloat16
     trained, _ = ssvq.partition(node)
     chex.assert_type(jax.tree.leaves(trained), jnp.float32)
-    weight = _weight((32, 12))
-    exact = jnp.linalg.norm(ssvq.decode(_encode(codec, (32, 12))) - weight)
+    weight = normal((32, 12))
+    exact = jnp.linalg.norm(ssvq.decode(encoded(codec, (32, 12))) - weight)
     error = jnp.linalg.norm(decoded.astype(jnp.float32) - weight)
     np.testing.assert_allclose(error, exact, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
 def test_vmap_over_a_stack_of_layers(codec):
-    stack = _weight((3, 24, 10))
+    stack = normal((3, 24, 10))
     keys = jax.random.split(jax.random.key(0), 3)
     nodes = jax.vmap(lambda w, key: ssvq.encode(codec, w, key=key))(stack, keys)
     decoded = jax.vmap(ssvq.decode)(jax.vmap(ssvq.finalize)(nodes))
@@ -106,50 +91,14 @@ def test_codec_is_hashable_and_json(codec):
     assert hash(type(codec)(**options)) == hash(codec)
 
 
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_ssvq_decodes_codeword_times_sign(shape, axis):
-    for codec in (ssvq.SSVQ(5, 3), ssvq.SSVQ(5, 3, learn_signs=False)):
-        node = _encode(codec, shape, axis)
-        magnitude = reference.lookup(
-            np.asarray(node.codebook), np.asarray(node.codes), shape, node.axis
-        )
-        assert (magnitude >= 0).all()
-        sign = np.where(np.asarray(_weight(shape)) >= 0, 1, -1)
-        np.testing.assert_array_equal(ssvq.decode(node), magnitude * sign)
-
-
-def test_ssvq_codes_are_the_nearest_magnitudes():
-    weight = np.asarray(_weight((27, 13)))
-    node = _encode(ssvq.SSVQ(5, 8), (27, 13))
-    blocks = reference.to_blocks(np.abs(weight), 8, 0).reshape(-1, 8)
-    valid = reference.to_blocks(np.ones_like(weight), 8, 0).reshape(-1, 8)
-    distance = reference.distances(blocks, node.codebook, valid)
-    codes = np.asarray(node.codes).ravel()
-    np.testing.assert_allclose(
-        distance[np.arange(len(codes)), codes], distance.min(axis=1), atol=1e-5
-    )
-
-
-def test_zero_weights_are_plus():
-    node = ssvq.encode(ssvq.SSVQ(2, 4), jnp.zeros((8, 4)), key=jax.random.key(0))
-    final = ssvq.finalize(node)
-    np.testing.assert_array_equal(final.signs, 0)
-    np.testing.assert_array_equal(ssvq.decode(final), 0.0)
-
-
-def test_latent_scale():
-    node = _encode(ssvq.SSVQ(4, 8, latent_scale=3.0), (16, 8))
-    np.testing.assert_allclose(node.latent, 3 * _weight((16, 8)), rtol=1e-6)
-
-
 @pytest.mark.parametrize("codewords", [2, 255, 256, 257])
 def test_codes_have_the_smallest_type(codewords):
-    node = ssvq.finalize(_encode(ssvq.VQ(codewords, 1), (30, 20)))
+    node = ssvq.finalize(encoded(ssvq.VQ(codewords, 1), (30, 20)))
     assert node.codes.dtype == (jnp.uint8 if codewords <= 256 else jnp.uint16)
 
 
 def test_int8_codebook_is_within_half_a_step():
-    node = _encode(ssvq.VQ(8, 4, codebook_dtype="int8"), (64, 32))
+    node = encoded(ssvq.VQ(8, 4, codebook_dtype="int8"), (64, 32))
     final = ssvq.finalize(node)
     assert final.codebook.dtype == jnp.int8
     step = float(jnp.max(jnp.abs(node.codebook))) / 127
@@ -158,7 +107,7 @@ def test_int8_codebook_is_within_half_a_step():
 
 
 def test_importance_moves_the_codebook_towards_what_matters(rng):
-    weight = _weight((64, 64))
+    weight = normal((64, 64))
     important = np.zeros((64, 64), np.float32)
     important[:, :8] = 1.0
     importance = important + np.float32(1e-3)
@@ -168,83 +117,6 @@ def test_importance_moves_the_codebook_towards_what_matters(rng):
         node = ssvq.encode(codec, weight, key=key, importance=importance)
         error = np.sum(important * np.square(ssvq.decode(node) - weight))
         assert error < np.sum(important * np.square(plain - weight))
-
-
-# Uniform
-
-
-@pytest.mark.parametrize(
-    ("shape", "axis", "channels"),
-    [
-        ((16, 6), None, (1, 6)),
-        ((3, 3, 4, 6), None, (1, 1, 1, 6)),
-        ((3, 3, 1, 6), None, (1, 1, 1, 6)),
-        ((16, 6), -1, (16, 1)),  # rows of an embedding
-        ((9,), None, (1,)),
-    ],
-)
-@pytest.mark.parametrize("bits", [2, 3, 8])
-def test_uniform_against_numpy(shape, axis, channels, bits):
-    weight = np.asarray(_weight(shape))
-    node = _encode(ssvq.Uniform(bits, scale_dtype="float32"), shape, axis)
-    others = tuple(i for i, n in enumerate(channels) if n == 1)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    step = 2 * np.abs(weight).mean(axis=others, keepdims=True) / math.sqrt(high)
-    codes = np.round(np.clip(weight / step, low, high))
-    np.testing.assert_allclose(ssvq.decode(node), codes * step, rtol=1e-5)
-    final = ssvq.finalize(node)
-    np.testing.assert_array_equal(final.codes, codes)
-    np.testing.assert_array_equal(ssvq.decode(final), ssvq.decode(node))
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_uniform_gradients_are_those_of_lsq(bits, rng):
-    weight = np.asarray(_weight((16, 6)))
-    node = _encode(ssvq.Uniform(bits), (16, 6))
-    cotangent = rng.normal(size=(16, 6)).astype(np.float32)
-    gradient = jax.grad(lambda node: jnp.sum(ssvq.decode(node) * cotangent))(node)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    position = weight / np.asarray(node.scale)
-    inside = (position > low) & (position < high)
-    np.testing.assert_allclose(gradient.weight, cotangent * inside, rtol=1e-5)
-    local = np.where(
-        inside, np.round(position) - position, np.clip(position, low, high)
-    )
-    expected = (cotangent * local).sum(axis=0) / math.sqrt(16 * high)
-    np.testing.assert_allclose(gradient.scale, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_uniform_survives_a_zero_channel():
-    weight = _weight((8, 3)).at[:, 1].set(0.0)
-    node = ssvq.encode(ssvq.Uniform(2), weight, key=jax.random.key(0))
-    np.testing.assert_array_equal(ssvq.decode(ssvq.finalize(node))[:, 1], 0.0)
-
-
-# MVQ
-
-
-@pytest.mark.parametrize("keep", [(1, 2), (2, 4), (4, 4), (3, 8)])
-def test_mvq_keeps_the_largest(keep):
-    kept, group = keep
-    weight = np.asarray(_weight((24, 5)))
-    node = _encode(ssvq.MVQ(4, 8, keep, codebook_dtype="float32"), (24, 5))
-    mask = np.zeros((24, 5), bool)
-    for start, column in itertools.product(range(0, 24, group), range(5)):
-        order = np.argsort(-np.abs(weight[start : start + group, column]))
-        mask[start + order[:kept], column] = True
-    codebook, codes = np.asarray(node.codebook), np.asarray(node.codes)
-    expected = reference.lookup(codebook, codes, (24, 5), 0) * mask
-    np.testing.assert_array_equal(ssvq.decode(node), expected)
-    assert np.count_nonzero(ssvq.decode(node)) <= 24 * 5 * kept / group
-
-
-def test_mvq_clusters_kept_positions_only():
-    weight = np.asarray(_weight((24, 5)))
-    node = _encode(ssvq.MVQ(4, 8, (2, 4)), (24, 5))
-    kept = np.asarray(ssvq.decode(node)) != 0
-    noisy = np.where(kept, weight, 0.0)  # pruned values do not matter
-    again = ssvq.encode(node.codec, noisy, key=jax.random.key(0))
-    chex.assert_trees_all_close(ssvq.decode(again), ssvq.decode(node), atol=1e-6)
 
 
 # Sizes
@@ -264,7 +136,7 @@ def test_mvq_clusters_kept_positions_only():
     ],
 )
 def test_bits_are_those_of_the_method(codec, shape, bits):
-    assert _encode(codec, shape).bits == bits
+    assert encoded(codec, shape).bits == bits
 
 
 # Bad input
@@ -324,7 +196,7 @@ def test_bad_options(make, error, message):
 
 
 def test_codebook_that_overflows_its_dtype_is_refused(key):
-    weight = 1e6 * _weight((32, 8))
+    weight = 1e6 * normal((32, 8))
     node = ssvq.encode(ssvq.SSVQ(4, 8), weight, key=key)
     with pytest.raises(ValueError, match="overflow.*'float16'.*'bfloat16'"):
         ssvq.finalize(node)
@@ -340,7 +212,7 @@ def test_codebook_that_overflows_its_dtype_is_refused(key):
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
 def test_one_half_of_a_partition_is_no_weight(codec):
-    node = _encode(codec, (32, 8))
+    node = encoded(codec, (32, 8))
     for half in ssvq.partition({"a": node}):
         if len(jax.tree.leaves(half)) < len(jax.tree.leaves(node)):
             for function in (ssvq.decode, ssvq.finalize):
@@ -349,7 +221,7 @@ def test_one_half_of_a_partition_is_no_weight(codec):
 
 
 def test_x64_changes_nothing():
-    weight = np.asarray(_weight((32, 16)))
+    weight = np.asarray(normal((32, 16)))
     for codec in (ssvq.SSVQ(4, 4), ssvq.Uniform(2), ssvq.MVQ(4, 4, (2, 4))):
         plain = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
         with jax.enable_x64(True):

@@ -1,0 +1,149 @@
+"""`ssvq compress`: what is compressed, how, and what is refused."""
+
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import ssvq_jax as ssvq
+from tests.export.test_streaming import formula
+from tests.shared import shared
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+MODELS = (
+    "deeplabv3_mnv2_050",
+    "deit_tiny_cifar10",
+    "efficientnet_lite0",
+    "mobilenet_v1_025",
+    "mobilenet_v2_100",
+    "yolox_nano",
+)
+
+
+def test_blocks_run_along_the_inputs(source, tmp_path, ssvq_command):
+    path, tensors = source
+    torch, flax = tmp_path / "torch", tmp_path / "flax"
+    assert ssvq_command("compress", path, torch)[0] == 0
+    entries = ssvq.load(torch, lazy=True).entries
+    assert entries["layers.0.linear.weight"].axis == 1
+    assert entries["conv.weight"].axis == 1
+    assert entries["depthwise.weight"].axis == 0
+    transposed = {
+        "dense/kernel": np.ascontiguousarray(tensors["layers.0.linear.weight"].T),
+        "conv/kernel": np.ascontiguousarray(
+            tensors["conv.weight"].transpose(2, 3, 1, 0)
+        ),
+        "table/embedding": tensors["layers.0.linear.weight"],
+    }
+    save_file(transposed, path)
+    assert ssvq_command("compress", path, flax, "--layout", "flax")[0] == 0
+    entries = ssvq.load(flax, lazy=True).entries
+    assert {n: e.axis for n, e in entries.items()} == {
+        "dense~1kernel": 0,
+        "conv~1kernel": 2,
+        "table~1embedding": 1,
+    }
+
+
+def test_the_same_as_the_library(source, tmp_path, ssvq_command):
+    path, tensors = source
+    packed = tmp_path / "x"
+    arguments = "--codewords", 4, "--block", 4, "--codebook-dtype", "int8", "--seed", 3
+    assert ssvq_command("compress", path, packed, *arguments)[0] == 0
+    name = "layers.0.linear.weight"
+    codec = ssvq.SSVQ(4, 4, codebook_dtype="int8")
+    expected = ssvq.compress(
+        {name: tensors[name]}, [ssvq.Rule(name, codec, axis=1)], key=jax.random.key(3)
+    )
+    np.testing.assert_array_equal(
+        ssvq.decode(ssvq.load(packed, lazy=True)[name]),
+        ssvq.decode(ssvq.finalize(expected))[name],
+    )
+    again = tmp_path / "y"
+    ssvq_command("compress", path, again, *arguments)
+    assert again.read_bytes() == packed.read_bytes()
+
+
+def test_include_exclude_and_alignment(source, tmp_path, ssvq_command):
+    path, _ = source
+    packed = tmp_path / "x"
+    arguments = "--include", r".*\.weight", "--exclude", "conv.*", "--alignment", 64
+    assert ssvq_command("compress", path, packed, *arguments)[0] == 0
+    file = ssvq.load(packed, lazy=True)
+    assert set(file.entries) == {"layers.0.linear.weight", "depthwise.weight"}
+    assert all(file.tensors[name].start % 64 == 0 for name in file.entries)
+    status, output, _ = ssvq_command("info", packed)
+    assert status == 0 and "alignment" in output and "a/~b[red]" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--include", "nothing"], "--include: 'nothing' matches no whole name"),
+        (["--exclude", "("], r"--exclude: '\('"),
+        (["--min-weights", 10**9], "nothing to compress"),
+        (["--codewords", 1], "codewords: expected at least 2"),
+        (["--method", "mvq", "--keep", 3, 5], "block: expected a multiple of M = 5"),
+        (["--alignment", 3], "alignment: expected a power of two"),
+    ],
+)
+def test_options_that_cannot_be(arguments, message, source, tmp_path, ssvq_command):
+    path, _ = source
+    status, _, error = ssvq_command("compress", path, tmp_path / "x", *arguments)
+    assert status == 2
+    assert re.search(message, " ".join(error.split()))
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_cannot_be_compressed_is_kept_and_named(source, tmp_path, ssvq_command):
+    path, tensors = source
+    tensors["layers.0.linear.weight"][0, 0] = np.nan
+    tensors["a/~b[red]"] *= 1e-12  # below float16
+    save_file(tensors, path)
+    status, output, _ = ssvq_command("compress", path, tmp_path / "x", "--json")
+    kept = json.loads(output)["kept"]
+    assert status == 0 and set(kept) == {"layers.0.linear.weight", "a/~b[red]"}
+    assert "NaN" in kept["layers.0.linear.weight"]
+    assert "underflows" in kept["a/~b[red]"]
+    status, output, _ = ssvq_command("compress", path, tmp_path / "x")
+    assert "Kept as it is" in output
+    arguments = "verify", tmp_path / "x", "--against", path
+    assert ssvq_command(*arguments)[0] == 0
+
+
+def test_flax_kernels_of_which_the_name_tells_the_axis(tmp_path, rng, ssvq_command):
+    path, packed = tmp_path / "a", tmp_path / "b"
+    save_file({"dw/kernel": rng.normal(size=(3, 3, 1, 512)).astype("f4")}, path)
+    arguments = "compress", path, packed, "--layout", "flax", "--codewords"
+    status, _, error = ssvq_command(*arguments, 600)  # it has 576 blocks
+    assert status == 2 and "nothing to compress" in error
+    assert ssvq_command(*arguments, 500)[0] == 0
+
+
+@pytest.mark.parametrize("codewords", [16, 256])
+@pytest.mark.parametrize("model", MODELS)
+def test_whole_files_are_near_theory(model, codewords, tmp_path, ssvq_command):
+    path, packed = shared(f"models/{model}.safetensors"), tmp_path / "x"
+    arguments = "--codewords", codewords, "--exclude", ".*patch_embed.*", "--json"
+    if not model.startswith("deit"):
+        arguments = "--codewords", codewords, "--json"
+    status, output, _ = ssvq_command("compress", path, packed, *arguments)
+    assert status == 0
+    codec, theory, weights = ssvq.SSVQ(codewords, 8), 0, 0
+    for row in json.loads(output)["parameters"]:
+        size = math.prod(row["shape"])
+        weights += size
+        is_compressed = row["error"] is not None
+        bits = formula(codec, tuple(row["shape"])) if is_compressed else 32
+        theory += size * bits / 8
+        if is_compressed and size >= 2**16:
+            assert 0.999 * bits <= row["bits_per_weight"] <= 1.01 * bits, row
+    size = packed.stat().st_size
+    assert theory <= size
+    assert size <= 1.02 * theory or weights < 1_000_000
+    assert ssvq_command("verify", packed, "--against", path)[0] == 0
