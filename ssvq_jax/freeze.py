@@ -13,7 +13,7 @@ from ssvq_jax.tree.paths import flatten
 from ssvq_jax.tree.transforms import label_tree
 
 _FROZEN = np.uint32(0xFFFFFFFF)
-_AVERAGE = 32767.0
+_AVERAGE = 32767.0  # units of 1: what 16 bits hold of a number from -1 to 1
 
 
 class FreezeSignsState(NamedTuple):
@@ -140,6 +140,7 @@ def freeze_signs(
         t = jnp.asarray(optax.safe_increment(state.step))
         split = _split(t, majority)
         limit = jnp.asarray(threshold(t) if callable(threshold) else threshold)
+        # Rounded like `f`, which is at least 0: a limit below 0 freezes every sign.
         limit = jnp.where(limit < 0, -1, _quantize(limit.astype(jnp.float32), split))
         due = t % interval == 0
 
@@ -185,6 +186,7 @@ def _split(t: Array, majority: bool) -> Array:
     """How many bits the votes of `t` updates need; within limits."""
     if not majority:
         return jnp.full_like(t, 16)
+    # Votes are from -t to t: they need a bit more than t itself.
     return jnp.clip(33 - jax.lax.clz(t), 10, 16)
 
 
@@ -193,6 +195,7 @@ def _quantize(frequency: Array, split: Array) -> Array:
 
     The root, since frequencies are small: thresholds lie at some hundredths.
     """
+    # The largest integer of so many bits is left for `_FROZEN`.
     largest = (jnp.left_shift(1, 32 - split) - 2).astype(jnp.float32)
     root = jnp.sqrt(jnp.clip(frequency, 0.0, 1.0))
     return jnp.round(root * largest).astype(jnp.int32)

@@ -44,6 +44,7 @@ def multiply(
         raise ValueError(f"x: expected (..., m, {k}), got {x.shape}")
     each = x[None] if count == 1 else np.moveaxis(x, -3, 0)
     rows = each.reshape(count, -1, k)
+    # Products are 2^14 at most: sums of fewer than 2^17 fit, longer ones may not.
     sums = np.zeros((count, rows.shape[1], n), np.int32)
     for i in range(count):
         for col in range(0, n, config.cols):

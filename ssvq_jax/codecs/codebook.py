@@ -183,6 +183,7 @@ def store_codebook(
     codebook = codebook.astype(jnp.float32)
     largest = jnp.max(jnp.abs(codebook))
     if dtype == "int8":
+        # To 127 both ways, so that a sign can negate every int8: not so -128.
         scale = jnp.where(largest > 0, largest / 127, 1.0)
         return jnp.round(codebook / scale).astype(jnp.int8), scale
     _require_range(largest, dtype)

@@ -97,10 +97,12 @@ class SSVQ(Codec):
             shape=weight.shape,
             dtype=weight.dtype,
             axis=axis,
+            # k-means works on centred points: means of magnitudes may round to below 0.
             codebook=jnp.maximum(codebook, 0.0),
             codes=codes,
         )
         if self.learn_signs:
+            # A buffer of its own: a step that donates it leaves the weight alone.
             latent = jnp.array(weight, jnp.float32, copy=True)
             if self.latent_scale != 1:
                 latent = latent * self.latent_scale

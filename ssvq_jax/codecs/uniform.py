@@ -66,6 +66,7 @@ class Uniform(Codec):
         mean = jnp.sum(magnitude * importance, axis=others)
         mean = mean / jnp.where(mass > 0, mass, 1.0)
         _, largest = self.limits
+        # LSQ's first step, `2 mean(|W|) / sqrt(q_max)`.
         scale = 2 * mean.reshape(-1) / math.sqrt(largest)
         return UniformWeight(
             codec=self,
@@ -87,6 +88,7 @@ class Uniform(Codec):
     def restore(self, shape, dtype, axis, stored):
         lowest, _ = self.limits
         scale = jnp.asarray(stored["scale"])
+        # The largest weight that codes can give is that of `-2^(b-1)`.
         largest = scale.astype(jnp.float32) * -lowest
         require_finite("scale", largest.astype(dtype))
         codes = (stored["codes"].astype(np.int16) + lowest).astype(np.int8)
@@ -143,6 +145,7 @@ class UniformWeight(Compressed):
             return self
         require_finite("weight", self.weight)
         require_finite("scale", self.scale)
+        # Codes are chosen for the steps as they are read again, rounded to their dtype.
         step = self._step(self.scale.astype(self.codec.scale_dtype))
         codes = jnp.round(jnp.clip(self.weight / step, *self.codec.limits))
         stored = step.reshape(self.scale.shape).astype(self.codec.scale_dtype)

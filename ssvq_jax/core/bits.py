@@ -27,6 +27,7 @@ def pack_bits(bits: Bool[Array, "*grid d"]) -> UInt8[Array, "*grid bytes"]:
     padding = [(0, 0)] * len(grid) + [(0, size * 8 - length)]
     bits = jnp.pad(bits, padding).reshape(*grid, size, 8)
     weights = np.left_shift(1, np.arange(8)).astype(np.uint8)
+    # All axes are there: users may forbid that ranks are promoted.
     weights = weights.reshape((1,) * (len(grid) + 1) + (8,))
     return jnp.sum(bits.astype(jnp.uint8) * weights, axis=-1, dtype=jnp.uint8)
 

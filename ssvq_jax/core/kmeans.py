@@ -161,6 +161,7 @@ def _draw(
     """
     points_key, key = jax.random.split(key)
     count = jnp.asarray(count, jnp.uint32)
+    # The remainder favours a point over another by a share of `count / 2^32` at most.
     sample = jax.random.bits(points_key, (size,), jnp.uint32) % count
     chosen = jnp.where(count > size, sample, jnp.arange(size, dtype=jnp.uint32))
     return chosen, jax.random.uniform(key, (codewords,), jnp.float32)
@@ -168,6 +169,7 @@ def _draw(
 
 @jax.jit
 def _take(x: Float[Array, "n c"], chosen: UInt32[Array, " s"]) -> Float[Array, "s c"]:
+    # Beyond the padded points there are zeros, whose weight is 0.
     return jnp.take(x, chosen, axis=0, mode="fill", fill_value=0)
 
 
@@ -187,6 +189,7 @@ def _seed(
     def draw(j, mass):
         cumulative = jnp.cumsum(mass)
         below = cumulative <= uniform[j] * cumulative[-1]
+        # Where all masses are 0, all sums are `below`: then the last point.
         return points[jnp.minimum(jnp.sum(below), last)]
 
     def add(j, state):

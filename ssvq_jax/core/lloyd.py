@@ -100,6 +100,7 @@ def _iterate(
             lambda: _reseed(points, weights, units, codebook, codes, means, dead),
             lambda: means,
         )
+        # A last pass keeps the codebook, so that the codes are those of this one.
         updated = jnp.where(step < iterations, means, codebook)
         changed = jnp.any(updated != codebook)
         return step + 1, changed, updated, codes
@@ -192,7 +193,7 @@ def _scale(points: Float[Array, "n d"], scale: Float[Array, ""]) -> Float[Array,
 
 
 def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The power of two at or above `x`; 1 for 0."""
+    """The power of two above `x`, 1 for 0; its reciprocal is a normal number, too."""
     _, exponent = jnp.frexp(x)
     one = jnp.ones((), jnp.float32)
     return jnp.where(x > 0, jnp.ldexp(one, jnp.clip(exponent, -126, 126)), one)
@@ -214,6 +215,7 @@ def _visit(
     does not change which codeword is the nearest and is left out.
     """
     codewords, dim = codebook.shape
+    # Unlike points, a codebook to start from may be so far off that squares overflow.
     half_squares = jnp.minimum(jnp.square(codebook) / 2, _FAR**2)
     if weights.shape[1] == 1:
         outputs, bias = codebook, -jnp.sum(half_squares, axis=1)
@@ -281,7 +283,7 @@ def _nearest_unrolled(
         # A matrix product in its body is what keeps XLA from compiling the whole
         # loop as one function for one thread.
         tile_outputs = jnp.matmul(tile_outputs, identity, precision=_EXACT)
-        first = jnp.asarray(t * tile, jnp.float32)
+        first = jnp.asarray(t * tile, jnp.float32)  # exact below 2^24 codewords
         for j in range(tile):
             score = jnp.broadcast_to(tile_bias[j], (size,))
             for c in range(coordinates):

@@ -56,4 +56,5 @@ def _sign_ste_jvp(primals, tangents):
 
 
 def _sign(x: Array) -> Array:
+    # Not `jnp.sign`: that is 0 for 0.
     return jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x))

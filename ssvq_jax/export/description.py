@@ -109,6 +109,7 @@ class Description:
         if not isinstance(content, dict):
             raise FormatError("the description is no mapping")
         version = content.get("version")
+        # Not `isinstance`: `true` is an integer of value 1.
         if type(version) is not int or version != VERSION:
             raise FormatError(f"version: expected {VERSION}, got {version!r}")
         if set(content) != set(_KEYS):

@@ -76,6 +76,7 @@ def save(
     check_savable(leaves, alignment)
     nodes = {name: leaf for name, leaf in leaves.items() if is_compressed(leaf)}
     plain = {n: _plain_tensor(n, leaf) for n, leaf in leaves.items() if n not in nodes}
+    # Wider dtypes first: so every tensor is aligned to its own.
     plain = dict(sorted(plain.items(), key=lambda item: -_itemsize(item[1])))
     entries = {name: _entry(name, node) for name, node in nodes.items()}
     description = Description(
@@ -83,6 +84,7 @@ def save(
     )
     hashes = _HASH_BYTES * (1 + len(leaves))
     before = sum(tensor.nbytes for tensor in plain.values())
+    # The header ends at a multiple of it; payloads have to begin at one, too.
     hashes += -(before + hashes) % alignment
     sizes = {name: entry.nbytes for name, entry in entries.items()}
     tensors = {
@@ -297,6 +299,7 @@ def _unpack(entry: Entry, data: UInt8[np.ndarray, " bytes"]) -> Compressed:
 
 def _unpack_field(field: Field, data: np.ndarray) -> np.ndarray:
     if field.dtype is not None:
+        # A copy: fields start at any byte, where their dtype may not be aligned.
         return np.array(data).view(jnp.dtype(field.dtype))
     values = unpack_integers(data, field.count, field.bits)
     if values.size and int(values.max()) >= field.limit:

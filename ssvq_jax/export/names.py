@@ -141,6 +141,7 @@ def check_name(name: str) -> None:
 
 def original_name(name: str) -> str:
     """A name with its keys as they were before they were escaped."""
+    # In this order: `~01` is the key `~1`.
     return name.replace("~1", "/").replace("~0", "~")
 
 
