@@ -1,11 +1,12 @@
 """Pages from templates: the words stand there, the numbers are filled in."""
 
+import contextlib
 import functools
 import os
 import pathlib
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jinja2
@@ -82,12 +83,8 @@ def render(name: str, load: Callable[[str], Results]) -> Page:
         "BENCHMARK": tables.BENCHMARK,
         "at": at,
     }
-    try:
+    with _named(name):
         text = environment.get_template(name + _SUFFIX).render()
-    except Absent:
-        raise
-    except (jinja2.UndefinedError, Missing) as error:
-        raise Missing(f"{name}.md: {error}") from error
     return Page(_wrapped(text), tuple(plots))
 
 
@@ -100,6 +97,17 @@ def claim(words: str, *holds: bool) -> str:
     if not all(holds):
         raise Missing(f"the results no longer show this: {words}")
     return words
+
+
+@contextlib.contextmanager
+def _named(page: str) -> Iterator[None]:
+    """Errors with the page's name."""
+    try:
+        yield
+    except Absent:
+        raise
+    except (jinja2.UndefinedError, Missing) as error:
+        raise Missing(f"{page}.md: {error}") from error
 
 
 def _wrapped(text: str) -> str:
@@ -138,10 +146,12 @@ def build(
       Missing: As of `render`.
     """
     load = functools.cache(functools.partial(Results, folder))
-    plots, absent = set(), []
+    drawn, absent = set(), []
     for name in pages:
         try:
             page = render(name, load)
+            with _named(name):
+                figures = {x: PLOTS[x](load) for x in page.plots if x not in drawn}
         except Absent as error:
             absent.append(f"{name}.md: {error}")
             continue
@@ -149,9 +159,8 @@ def build(
         path.parent.mkdir(parents=True, exist_ok=True)
         records.write_text(path, page.text)
         tell(f"{name}.md")
-        for plot in page.plots:
-            if plot not in plots:
-                save(PLOTS[plot](load), folder / f"{plot}.png")
-                tell(f"{plot}.png")
-                plots.add(plot)
+        for plot, figure in figures.items():
+            save(figure, folder / f"{plot}.png")
+            tell(f"{plot}.png")
+        drawn |= figures.keys()
     return absent

@@ -58,23 +58,21 @@ def measured(found: Mapping[str, Any]) -> tuple[str, ...]:
     """
 
     def quantity(value: float) -> str:
-        return (
-            seconds_text(value)
-            if found["unit"] == "s"
-            else f"{value:.4g} {found['unit']}"
-        )
+        unit = found["unit"]
+        return seconds_text(value) if unit == "s" else f"{value:.4g} {unit}"
 
     peer, ratio, aim = found["peer"], found["ratio"], found["aim"]
-    judged = aim is not None and ratio is not None
-    missed = judged and ratio < aim
+    met = None if aim is None or ratio is None else ratio >= aim
     return (
         found["case"],
         quantity(found["ours"]),
         "" if peer is None else f"{quantity(peer)} ({found['peer_name']})",
         "" if ratio is None else f"{ratio:.2f}",
         "" if aim is None else f"{aim:.2f}",
-        verdict(not missed) if judged else "",
-        "; ".join(filter(None, (found["note"], found["reason"] if missed else ""))),
+        "" if met is None else verdict(met),
+        "; ".join(
+            filter(None, (found["note"], found["reason"] if met is False else ""))
+        ),
     )
 
 

@@ -1,13 +1,15 @@
 import importlib.util
-import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from experiments import records
 from experiments.benchmarks import results
 from experiments.benchmarks.rows import Row
+from experiments.report import pages
+from experiments.report.tables import measured
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,12 +31,11 @@ def test_runs_and_writes_what_it_promises(tmp_path):
     assert "DeiT-Tiny skipped" in run.stdout
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
-    contents = json.loads((tmp_path / "benchmarks.json").read_text())
-    assert set(contents) == {"kmeans", "decode"}  # what did not run is kept
-    assert {"processor", "jax", "faiss-cpu"} <= set(contents["kmeans"]["machine"])
-    rows = contents["kmeans"]["rows"]
-    assert len(rows) == 2
-    for row in rows:
+    rows = list(records.read(tmp_path / "benchmarks.jsonl").values())
+    subjects = [row["subject"] for row in rows]
+    assert subjects == ["kmeans", "kmeans", "decode"]  # what did not run is kept
+    for row in rows[:2]:
+        assert {"processor", "jax", "faiss-cpu"} <= set(row["machine"])
         assert row["ratio"] == row["peer"] / row["ours"]
         assert row["peer_name"] in ("faiss", "scikit-learn")
         assert row["command"] == "python -m experiments.benchmarks kmeans --quick"
@@ -52,15 +53,19 @@ def test_runs_and_writes_what_it_promises(tmp_path):
     [(0.5, 1.9, "met"), (0.5, 2.1, "missed"), (0.5, None, "")],
 )
 def test_the_table_marks_missed_aims(tmp_path, ours, aim, judged):
-    row = _row(ours, aim=aim, subject="decode")
-    assert row.ratio == 2
-    assert row.missed == (judged == "missed")
-    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+    row = _row(ours, aim=aim, subject="decode", reason="why", command="c")
+    record = row.to_record()
+    assert record["ratio"] == 2
+    assert measured(record)[6] == ("why" if judged == "missed" else "")
     results.store(tmp_path, "decode", [row])
-    results.render(tmp_path)
+    (stored,) = records.read(tmp_path / "benchmarks.jsonl").values()
+    assert stored.pop("machine") and stored == record
+    pages.build(tmp_path, ["benchmarks"])
     (line,) = (
         line
         for line in (tmp_path / "benchmarks.md").read_text().splitlines()
         if line.startswith("| a case")
     )
     assert line.split("|")[6].strip() == judged
+    shown = results.table(tmp_path, "decode")
+    assert shown.rows[0].style == ("red" if judged == "missed" else None)

@@ -1,8 +1,7 @@
-import json
-
 from safetensors.numpy import save_file
 
-from experiments import sizes
+from experiments import records
+from experiments.measurements import sizes
 
 
 def test_sizes_of_a_checkpoint(tmp_path, rng):
@@ -12,7 +11,7 @@ def test_sizes_of_a_checkpoint(tmp_path, rng):
     )
     options = sizes.Options(models=tmp_path, out=tmp_path)
     assert sizes.main(options) == 0
-    small, large = json.loads((tmp_path / "sizes.json").read_text())
+    small, large = records.read(tmp_path / "sizes.jsonl").values()
     assert small["theory"] == 128 * 64 * 1.5 / 8 + 16 * 8 * 2 + 4 * 128
     assert large["theory"] == 128 * 64 * 2 / 8 + 256 * 8 * 2 + 4 * 128
     for row in (small, large):
