@@ -29,6 +29,11 @@ class Gap(NamedTuple):
         """Whether all of the interval is below 0."""
         return self.mean < -self.half
 
+    @property
+    def open(self) -> bool:
+        """Whether 0 is in the interval: nothing can be told apart."""
+        return not self.more and not self.less
+
 
 def gap(ours: Run | Sequence[Run], theirs: Run | Sequence[Run]) -> Gap:
     """Difference in accuracy, image by image, between means over seeds.
