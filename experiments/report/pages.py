@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jinja2
 
 from experiments import records
-from experiments.methods import BITS, TITLES, at
+from experiments.methods import TITLES, at
 from experiments.report import numbers, tables
 from experiments.report.plots import PLOTS
 from experiments.report.plots.figures import save
@@ -50,14 +50,11 @@ def render(name: str, load: Callable[[str], Results]) -> Page:
     plots: dict[str, None] = {}
     folder = pathlib.PurePosixPath(name).parent
 
-    def relative(target: str) -> str:
-        return pathlib.Path(os.path.relpath(target, folder)).as_posix()
-
     def plot(target: str) -> str:
         if target not in PLOTS:
             raise Missing(f"no plot {target}: {', '.join(PLOTS)}")
         plots[target] = None
-        return relative(f"{target}.png")
+        return pathlib.Path(os.path.relpath(f"{target}.png", folder)).as_posix()
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -78,7 +75,6 @@ def render(name: str, load: Callable[[str], Results]) -> Page:
         "results": load,
         "plot": plot,
         "TITLES": TITLES,
-        "BITS": BITS,
         "NETWORKS": NETWORKS,
         "BENCHMARK": tables.BENCHMARK,
         "at": at,
@@ -116,13 +112,15 @@ def _wrapped(text: str) -> str:
     for block in re.split(r"(\n\n+|\n(?=- ))", text):
         if not block.startswith(("|", "#", "!", "    ", "- `", "\n")):
             indent = "  " if block.startswith("- ") else ""
+            # A line that began with "4. " or "- " would be an item: glued to the last.
+            words = re.sub(r" (?=(\d+\.|[-+*]) )", "\0", " ".join(block.split()))
             block = textwrap.fill(
-                " ".join(block.split()),
+                words,
                 88,
                 subsequent_indent=indent,
                 break_long_words=False,
                 break_on_hyphens=False,
-            )
+            ).replace("\0", " ")
         blocks.append(block)
     return f"{''.join(blocks).strip()}\n"
 

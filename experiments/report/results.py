@@ -16,15 +16,13 @@ NETWORKS = {
 }
 """Networks of the few images, and what tables call them."""
 
-_COMMANDS = {
-    "cifar10/deit_96": "python -m experiments.train "
-    "experiments/configs/cifar10/deit_96.py --data-dir DIR "
-    "--results experiments/results",
+_MEASUREMENTS = {
     "cifar10/dominance": "python -m experiments.measurements.dominance --data-dir DIR",
     "accelerator": "python -m experiments.measurements.accelerator",
     "sizes": "python -m experiments.measurements.sizes",
     "benchmarks": "python -m experiments.benchmarks",
 }
+_FROM_SCRATCH = ("cifar10/deit_96",)
 
 
 class Missing(ValueError):
@@ -37,9 +35,13 @@ class Absent(Missing):
 
 def command(source: str) -> str:
     """What makes a file of results, of `cifar10/bits`, say, again."""
-    compress = "python -m experiments.compress experiments/configs/{}.py --data-dir DIR"
-    usual = f"{compress.format(source)} --results experiments/results"
-    return _COMMANDS.get(source, usual)
+    if source in _MEASUREMENTS:
+        return _MEASUREMENTS[source]
+    script = "train" if source in _FROM_SCRATCH else "compress"
+    return (
+        f"python -m experiments.{script} experiments/configs/{source}.py "
+        "--data-dir DIR --results experiments/results"
+    )
 
 
 class Numbers(dict[str, Any]):

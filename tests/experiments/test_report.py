@@ -232,4 +232,6 @@ def test_tables_and_paragraphs_in_markdown():
     ragged = "# A\n\none\ntwo  \n\n- an item\n  of two\n- `a  b`\n\n    code  1\n"
     filled = "# A\n\none two\n\n- an item of two\n- `a  b`\n\n    code  1\n"
     assert pages._wrapped(ragged) == filled
-    assert max(map(len, pages._wrapped(50 * "word ").splitlines())) <= 88
+    lines = pages._wrapped(50 * "word " + 50 * "at 4. It - or + is ").splitlines()
+    assert max(map(len, lines)) <= 88 < len(lines[0] + lines[1])
+    assert not any(re.match(r"(\d+\.|[-+*]) ", line) for line in lines)
