@@ -1,4 +1,5 @@
 import os
+import sys
 
 # Four CPU devices for the tests of sharded weights; the others use the first.
 os.environ["XLA_FLAGS"] = (
@@ -6,10 +7,12 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 # Needs atheris, and is run by hand.
 collect_ignore = ["export/fuzz_atheris.py"]
@@ -50,3 +53,42 @@ def unchecked_types():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def ssvq_command(monkeypatch, capsys):
+    """Run `ssvq ...`; gives the exit status, the output and the error output."""
+    from ssvq_jax.cli import main  # after jaxtyping has put in its checks
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ssvq", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as status:
+            main()
+        captured = capsys.readouterr()
+        return status.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def torch_checkpoint(tmp_path, rng):
+    """A checkpoint with torch's layouts, names and metadata."""
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype("f4")
+
+    tensors = {
+        "layers.0.linear.weight": normal(96, 64),
+        "layers.0.linear.bias": normal(96),
+        "conv.weight": normal(32, 24, 3, 3).astype(jnp.bfloat16),
+        "depthwise.weight": normal(480, 1, 3, 3).astype("f2"),
+        "a/~b[red]": normal(64, 65),
+        "cls_token": normal(1, 1, 4096),
+        "position_ids": np.arange(5000).reshape(2, 2500),
+        "double": normal(80, 80).astype("f8"),
+        "empty": normal(0, 3),
+    }
+    path = tmp_path / "in.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path, tensors

@@ -25,8 +25,8 @@ MODELS = (
 )
 
 
-def test_blocks_run_along_the_inputs(source, tmp_path, ssvq_command):
-    path, tensors = source
+def test_blocks_run_along_the_inputs(torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
     torch, flax = tmp_path / "torch", tmp_path / "flax"
     assert ssvq_command("compress", path, torch)[0] == 0
     entries = ssvq.load(torch, lazy=True).entries
@@ -50,8 +50,8 @@ def test_blocks_run_along_the_inputs(source, tmp_path, ssvq_command):
     }
 
 
-def test_the_same_as_the_library(source, tmp_path, ssvq_command):
-    path, tensors = source
+def test_the_same_as_the_library(torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
     packed = tmp_path / "x"
     arguments = "--codewords", 4, "--block", 4, "--codebook-dtype", "int8", "--seed", 3
     assert ssvq_command("compress", path, packed, *arguments)[0] == 0
@@ -69,8 +69,8 @@ def test_the_same_as_the_library(source, tmp_path, ssvq_command):
     assert again.read_bytes() == packed.read_bytes()
 
 
-def test_include_exclude_and_alignment(source, tmp_path, ssvq_command):
-    path, _ = source
+def test_include_exclude_and_alignment(torch_checkpoint, tmp_path, ssvq_command):
+    path, _ = torch_checkpoint
     packed = tmp_path / "x"
     arguments = "--include", r".*\.weight", "--exclude", "conv.*", "--alignment", 64
     assert ssvq_command("compress", path, packed, *arguments)[0] == 0
@@ -92,16 +92,20 @@ def test_include_exclude_and_alignment(source, tmp_path, ssvq_command):
         (["--alignment", 3], "alignment: expected a power of two"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, source, tmp_path, ssvq_command):
-    path, _ = source
+def test_options_that_cannot_be(
+    arguments, message, torch_checkpoint, tmp_path, ssvq_command
+):
+    path, _ = torch_checkpoint
     status, _, error = ssvq_command("compress", path, tmp_path / "x", *arguments)
     assert status == 2
     assert re.search(message, " ".join(error.split()))
     assert not (tmp_path / "x").exists()
 
 
-def test_what_cannot_be_compressed_is_kept_and_named(source, tmp_path, ssvq_command):
-    path, tensors = source
+def test_what_cannot_be_compressed_is_kept_and_named(
+    torch_checkpoint, tmp_path, ssvq_command
+):
+    path, tensors = torch_checkpoint
     tensors["layers.0.linear.weight"][0, 0] = np.nan
     tensors["a/~b[red]"] *= 1e-12  # below float16
     save_file(tensors, path)

@@ -22,8 +22,8 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_there_and_back(method, source, tmp_path, ssvq_command):
-    path, tensors = source
+def test_there_and_back(method, torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
     packed, out = tmp_path / "x.ssvq.safetensors", tmp_path / "out.safetensors"
     arguments = "compress", path, packed, "--method", method, "--json"
     status, output, _ = ssvq_command(*arguments)
@@ -64,11 +64,11 @@ def test_there_and_back(method, source, tmp_path, ssvq_command):
     assert status == 1 and f"{len(tensors) - 4} of {len(tensors)}" in output
 
 
-def test_output_loads_in_pytorch(source, tmp_path, ssvq_command):
+def test_output_loads_in_pytorch(torch_checkpoint, tmp_path, ssvq_command):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from safetensors.torch import load_file as load_torch
 
-    path, _ = source
+    path, _ = torch_checkpoint
     packed, out = tmp_path / "x", tmp_path / "out.safetensors"
     ssvq_command("compress", path, packed)
     ssvq_command("decode", packed, out)

@@ -25,8 +25,8 @@ def test_large_weights_and_errors_that_are_not_finite(tmp_path, rng, ssvq_comman
     assert status == 1 and not json.loads(output)["ok"]
 
 
-def test_damage_is_found_and_named(source, tmp_path, ssvq_command):
-    path, _ = source
+def test_damage_is_found_and_named(torch_checkpoint, tmp_path, ssvq_command):
+    path, _ = torch_checkpoint
     packed = tmp_path / "x"
     ssvq_command("compress", path, packed)
     start = ssvq.load(packed, lazy=True).tensors["conv.weight"].start
@@ -43,8 +43,8 @@ def test_damage_is_found_and_named(source, tmp_path, ssvq_command):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_original_is_noticed(source, tmp_path, ssvq_command):
-    path, tensors = source
+def test_another_original_is_noticed(torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
     packed, other = tmp_path / "x", tmp_path / "other.safetensors"
     ssvq_command("compress", path, packed)
     changed = {name: values for name, values in tensors.items() if name != "empty"}

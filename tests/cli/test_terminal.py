@@ -7,8 +7,8 @@ from safetensors.numpy import save_file
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def test_files_that_cannot_be_read(source, tmp_path, ssvq_command):
-    path, _ = source
+def test_files_that_cannot_be_read(torch_checkpoint, tmp_path, ssvq_command):
+    path, _ = torch_checkpoint
     out = tmp_path / "x"
     status, _, error = ssvq_command("compress", tmp_path / "absent", out)
     assert status == 2 and "absent" in error
@@ -35,8 +35,8 @@ def test_names_cannot_write_to_the_terminal(tmp_path, ssvq_command):
         assert "\x1b[31m" not in output + error
 
 
-def test_the_source_is_not_overwritten(source, tmp_path, ssvq_command):
-    path, _ = source
+def test_the_source_is_not_overwritten(torch_checkpoint, tmp_path, ssvq_command):
+    path, _ = torch_checkpoint
     before = path.read_bytes()
     for out in (path, tmp_path, tmp_path / "absent" / "x"):
         status, _, error = ssvq_command("compress", path, out)
