@@ -73,11 +73,11 @@ def main(options: Options) -> int:
         task=task,
         network=NETWORKS[options.network].with_classes(split.classes),
         data=Data(name=options.dataset),
-        optimization=Optimization(epochs=0),
+        optimization=Optimization(epochs=1),
         weights=str(options.weights),
     )
     devices = Devices.all("data")
-    program = Program(experiment, load(experiment.network, options.weights), 0)
+    program = Program(experiment, load(experiment.network, options.weights), steps=1)
     placed = devices.place((program.params, program.statistics))
     predict = jax.jit(program.predict, out_shardings=devices.replicated)
     with Progress(disable=options.json) as progress:

@@ -52,12 +52,13 @@ def open_split(
         return _digits(split or "test")
     builder = _builder(name, data_dir)
     known = builder.info.splits
-    if not known:
-        raise NotPreparedError(f"{name} {split}: is not there.{_preparing(name)}")
     if split is None:
         split = "validation" if "validation" in known else "test"
-    with _explained(f"{name} {split}"):
-        if not known[split].num_examples:
+    kind, advice = SystemExit, ""
+    if not known:
+        kind, advice = NotPreparedError, _preparing(name)
+    with _explained(f"{name} {split}", advice, kind):
+        if known and not known[split].num_examples:
             raise ValueError("it has no images")
         source = builder.as_data_source(split=split)
     classes = builder.info.features["label"].num_classes
@@ -86,12 +87,14 @@ def _preparing(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(name: str, advice: str = "") -> Iterator[None]:
+def _explained(
+    name: str, advice: str = "", kind: type[SystemExit] = SystemExit
+) -> Iterator[None]:
     """Errors of a set or split that cannot be read, with what to do."""
     try:
         yield
     except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
-        raise SystemExit(f"{name}: cannot be read: {error}{advice}") from error
+        raise kind(f"{name}: cannot be read: {error}{advice}") from error
 
 
 def _digits(split: str) -> Split:

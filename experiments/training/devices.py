@@ -62,7 +62,10 @@ class Devices:
 
     def place(self, tree: Any) -> Any:
         """Copies, where they belong, of arrays that every process has."""
-        return jax.device_put(tree, self.sharding(tree), may_alias=False)
+        # From the host: of an array on one of the devices, a replicated one keeps the
+        # buffer there, and a step that may reuse its state's memory deletes both.
+        arrays = jax.tree.map(np.asarray, tree)
+        return jax.device_put(arrays, self.sharding(tree), may_alias=False)
 
     def gather(self, tree: Any) -> Any:
         """The whole arrays in this process's memory."""

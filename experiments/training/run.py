@@ -169,7 +169,7 @@ class _Run:
             stack.callback(log.close)
             start -= log.seconds
             if done is None and self.experiment.weights is not None:
-                before = self.judge.rows(self._final(state), state.statistics, "test")
+                before = self._rows(state, "test")
                 log.write(0, 0.0, **self.judge.score(before, "test"))
             bar = self.progress.add_task(
                 self.folder.name,
@@ -223,8 +223,7 @@ class _Run:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
                     values |= optimizer.shares(signs, state.params, state.optimizer)
-                    final, statistics = self._final(state), state.statistics
-                    held_out = self.judge.rows(final, statistics, "validation")
+                    held_out = self._rows(state, "validation")
                     values |= self.judge.score(held_out, "validation")
                     self._tell(step, values)
                 log.write(step, time.perf_counter() - start, **values)
@@ -260,6 +259,11 @@ class _Run:
     def _final(self, state: State) -> Any:
         """The parameters in the form that is exported, in memory."""
         return export.finalize(self.devices.gather(state.params), int(state.step))
+
+    def _rows(self, state: State, which: str) -> Any:
+        """The task's rows for a split, of the parameters as they would be exported."""
+        statistics = self.devices.gather(state.statistics)
+        return self.judge.rows(self._final(state), statistics, which)
 
     def _record(self, state: State, seconds: float) -> Record:
         """Judge and export the last parameters."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ import sklearn.datasets
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import evaluate, unfold
-from experiments.models import depthwise, mobile
+from experiments import evaluate
+from experiments.data.pixels import crop
+from experiments.models import depthwise, mobile, unfold
 from experiments.models.checkpoint import load, save
 from experiments.models.deit import DeiT, DeiTConfig
-from experiments.models.zoo import NETWORKS, crop
+from experiments.models.zoo import NETWORKS
 from tests.shared import shared
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -70,7 +72,7 @@ def test_probabilities_of_photos(name):
     network, photos = NETWORKS[name], _PHOTOS[name]
     model = evaluate.load(network, shared(f"models/{name}.safetensors"))
     images = np.stack([crop(_photo(photo), network.size) for photo in photos])
-    logits = nnx.jit(lambda m, x: m(network.normalize(x)))(model, images)
+    logits = nnx.jit(lambda m, x: m(network.inputs({"image": x})))(model, images)
     found = np.asarray(jax.nn.softmax(logits))
     for row, (photo, (label, probability)) in zip(found, photos.items(), strict=True):
         assert np.argmax(row) == label, photo
@@ -96,10 +98,11 @@ def test_accuracy_on_images_of_imagenet(name, top1, top5, loss, capsys):
         json=True,
     )
     assert evaluate.main(options) == 0
-    counts = json.loads(capsys.readouterr().out)
-    assert counts["images"] == 1000
-    assert abs(counts["top1"] - top1) <= 3 and abs(counts["top5"] - top5) <= 3
-    assert counts["loss"] == pytest.approx(loss, abs=0.01)
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 1000
+    assert abs(1000 * found["top1"] - top1) <= 3.01
+    assert abs(1000 * found["top5"] - top5) <= 3.01
+    assert found["loss"] == pytest.approx(loss, abs=0.01)
 
 
 def test_deit_on_some_of_cifar10(capsys):
@@ -113,9 +116,10 @@ def test_deit_on_some_of_cifar10(capsys):
     )
     assert evaluate.main(options) == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert "1010 images of cifar10" in output
-    share = float(output.split("(")[1].split("%")[0])
-    assert abs(share - 64.0) < 4.5  # three standard deviations of 1,010 images
+    assert "1,010 images of cifar10" in output
+    share, spread = map(float, re.findall(r"top1 (\S+) ± (\S+),", output)[0])
+    assert abs(share - 0.64) < 0.045  # three standard deviations of 1,010 images
+    assert spread == pytest.approx(0.03, abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +212,8 @@ def test_classes_of_a_data_set_have_to_be_the_networks():
 def test_gray_images_are_repeated():
     network = NETWORKS["mobilenet_v1_025"]
     gray = np.arange(48, dtype=np.uint8).reshape(1, 6, 8, 1)
-    expected = network.normalize(np.repeat(gray, 3, axis=-1))
-    np.testing.assert_array_equal(network.normalize(gray), expected)
+    expected = network.inputs({"image": np.repeat(gray, 3, axis=-1)})
+    np.testing.assert_array_equal(network.inputs({"image": gray}), expected)
 
 
 def test_unfolded_batch_norms_change_nothing(tmp_path, rng):

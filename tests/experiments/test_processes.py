@@ -72,7 +72,7 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
     seen, draw = 0, random.Random(0)
     for _ in range(3):
         process = _start(_command(tmp_path, killed))
-        until = seen + draw.randint(4, 15)
+        until = seen + draw.randint(2, 8)
         while process.poll() is None and len(read(metrics)) < until:
             time.sleep(0.01)
         time.sleep(draw.random() * 0.05)
@@ -80,14 +80,14 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         seen = len(read(metrics))
-    assert 0 < seen < 120
+    assert 0 < seen < 60
     _finish(_start(_command(tmp_path, killed)))
     name = "config/run/model.ssvq.safetensors"
     assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
     curves = [
         tiny.losses(folder / "config" / "run") for folder in (undisturbed, killed)
     ]
-    assert curves[0] == curves[1] and len(curves[0]) == 120
+    assert curves[0] == curves[1] and len(curves[0]) == 60
 
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path):
@@ -108,4 +108,5 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path):
     results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
     assert results[1]["device"].startswith("4 ")
     np.testing.assert_allclose(tiny.losses(one), tiny.losses(two), rtol=1e-4)
-    assert abs(results[0]["test"]["top1"] - results[1]["test"]["top1"]) <= 2
+    top1 = [result["test"]["top1"] for result in results]
+    assert abs(top1[0] - top1[1]) <= 2 / 450

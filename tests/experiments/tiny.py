@@ -9,36 +9,36 @@ from flax import nnx
 from rich.progress import Progress
 
 import ssvq_jax as ssvq
-from experiments.augmentation import Augmentation
 from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.data.augmentation import Augmentation
 from experiments.models import checkpoint
 from experiments.models.deit import DeiT, DeiTConfig
-from experiments.models.zoo import Network
+from experiments.models.network import ImageNetwork, Network
+from experiments.tasks import Classification
 from experiments.training.devices import Devices
 from experiments.training.log import read
 from experiments.training.run import Execution, run
 from ssvq_jax.checkpoint import Checkpoint
 
 CONFIG = DeiTConfig(width=32, depth=1, heads=2, size=8, patch=4, channels=1)
-NETWORK = Network(
-    "tiny",
-    lambda classes, rngs: DeiT(CONFIG, classes, rngs=rngs),
-    8,
+NETWORK = ImageNetwork(
+    name="tiny",
+    make=lambda classes, rngs: DeiT(CONFIG, classes, rngs=rngs),
+    size=8,
     classes=10,
     channels=1,
 )
-DIGITS = Data(
-    name="digits",
-    train="train[:960]",
-    validation="train[1200:]",
-    augmentation=Augmentation(pad=1),
-)
+DIGITS = Data(name="digits", train="train[:960]", validation="train[1200:]")
+TASK = Classification(augmentation=Augmentation(pad=1))
 FLOAT = Experiment(
-    network=NETWORK, data=DIGITS, optimization=Optimization(epochs=2, batch=48)
+    task=TASK,
+    network=NETWORK,
+    data=DIGITS,
+    optimization=Optimization(epochs=2, batch=48),
 )
 RULES = (ssvq.Rule("blocks/.*/kernel", ssvq.SSVQ(4, 8)),)
 FROZEN = Compression(rules=RULES, freezing=Freezing(checks=10, threshold=(0.01, 0.001)))
-SHORT = Optimization(epochs=6, batch=48, sign_rate=0.01, average=0.9)
+SHORT = Optimization(epochs=3, batch=48, sign_rate=0.01)
 
 
 class _Normed(nnx.Module):
