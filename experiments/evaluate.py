@@ -23,17 +23,18 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.config import Data, Experiment, Optimization
 from experiments.models import checkpoint
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import TASKS
 from experiments.tasks.task import half_width
 from experiments.training import evaluation
+from experiments.training.config import Data, Experiment, Optimization
 from experiments.training.devices import Devices
 from experiments.training.program import Program
 
 if TYPE_CHECKING:
-    Network = Task = str
+    Network = str
+    Task = str
 else:
     Network = tyro.extras.literal_type_from_choices(NETWORKS)
     Task = tyro.extras.literal_type_from_choices(TASKS)

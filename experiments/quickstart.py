@@ -21,15 +21,21 @@ from rich.console import Console
 from rich.table import Table
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Data, Experiment, Freezing, Optimization
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.network import ImageNetwork
-from experiments.records import Record
 from experiments.report.plots.figures import save
 from experiments.report.plots.quickstart import quickstart as quickstart_plot
 from experiments.tasks import Classification
+from experiments.training.config import (
+    Compression,
+    Data,
+    Experiment,
+    Freezing,
+    Optimization,
+)
 from experiments.training.devices import Devices
 from experiments.training.progress import bars
+from experiments.training.records import Record, unpack
 from experiments.training.run import Execution, run
 
 
@@ -156,9 +162,10 @@ def _experiments(options: Options) -> dict[str, Experiment]:
 
 
 def _table(options: Options, results: dict[str, Record]) -> Table:
+    images = len(unpack(results["float"]["each"]))
     table = Table(
         title=f"DeiT {options.width} wide, {options.depth} blocks, on "
-        f"{options.dataset}: accuracy on test images",
+        f"{options.dataset}: accuracy on {images:,} test images",
         caption="Bits: codes, signs, codebooks or steps of the compressed kernels. "
         "File: the whole model, what stays in float32 included.",
     )

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from rich.table import Table
 
-from experiments import records
 from experiments.benchmarks.measure import machine
 from experiments.benchmarks.rows import Row
 from experiments.report.tables import BENCHMARK, measured
+from experiments.training import records
 
 Subject = Literal["kmeans", "compress", "decode", "matmul", "training", "growth"]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)

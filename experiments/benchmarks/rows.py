@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.records import Record
+from experiments.training.records import Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from experiments.benchmarks import results
 from experiments.benchmarks.rows import Row
-from experiments.records import RESULTS
 from experiments.report import pages
 from experiments.report.tables import measured
+from experiments.training.records import RESULTS
 
 RUNS = 7
 LARGEST = 1e9

@@ -16,11 +16,17 @@ run here.
 """
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.configs._methods import convolutional
 from experiments.data.augmentation import Augmentation
-from experiments.methods import convolutional
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
+from experiments.training.config import (
+    Compression,
+    Data,
+    Experiment,
+    Freezing,
+    Optimization,
+)
 
 _IMAGENET = Data(
     name="imagenet2012",

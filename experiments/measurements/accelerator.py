@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 import ssvq_jax as ssvq
-from experiments import records
 from experiments.report import pages
+from experiments.training import records
 from ssvq_jax import accelerator as acc
 from ssvq_jax.accelerator.report import CAUSES
 

@@ -35,16 +35,16 @@ from rich.progress import track
 from rich.table import Table
 
 import ssvq_jax as ssvq
-from experiments import records
 from experiments.configs.cifar10._cifar10 import fine_tuning
 from experiments.data.batches import training_batches
 from experiments.models import checkpoint
+from experiments.training import records
 from experiments.training.program import Program
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.core.blocks import to_blocks
 
 METHODS = ("float", "vq", "fixed", "learned")
-"""Methods of `experiments.methods`, all at 1.5 bits but the float network."""
+"""Methods of `experiments.configs._methods`, all at 1.5 bits but the float network."""
 _BLOCK = 8  # of the float network: any does
 
 

@@ -21,8 +21,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from experiments import records
 from experiments.report import pages
+from experiments.training import records
 
 CODEWORDS = (16, 256)
 BLOCK = 8

@@ -14,9 +14,9 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments.records import RESULTS
 from experiments.report.pages import PAGES, build
 from experiments.report.results import Missing
+from experiments.training.records import RESULTS
 
 
 @dataclasses.dataclass(frozen=True)

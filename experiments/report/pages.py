@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import jinja2
 
-from experiments import records
-from experiments.methods import TITLES, at
+from experiments.configs._methods import TITLES, at
 from experiments.report import numbers, tables
 from experiments.report.plots import PLOTS
 from experiments.report.plots.figures import save
 from experiments.report.results import NETWORKS, Absent, Missing, Results
+from experiments.training import records
 
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 _SUFFIX = ".md.j2"

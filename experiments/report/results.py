@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import records
-from experiments.methods import TITLES
+from experiments.configs._methods import TITLES
+from experiments.training import records
 
 NETWORKS = {
     "efficientnet_lite0": "EfficientNet-Lite0",

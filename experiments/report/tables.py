@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.methods import TITLES
+from experiments.configs._methods import TITLES
 from experiments.report.numbers import best, percent, seconds_text, verdict
 from experiments.report.results import Run
 

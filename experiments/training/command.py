@@ -11,8 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import config, records
-from experiments.training import dry_run
+from experiments.training import config, dry_run, records
 from experiments.training.devices import Devices, Parallel
 from experiments.training.export import curve
 from experiments.training.log import read

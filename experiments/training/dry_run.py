@@ -9,9 +9,9 @@ from flax import nnx
 from rich.table import Table
 
 import ssvq_jax as ssvq
-from experiments.config import Experiment
 from experiments.data.batches import NotPreparedError
 from experiments.models import checkpoint
+from experiments.training.config import Experiment
 from experiments.training.program import Program
 from experiments.training.run import Execution
 

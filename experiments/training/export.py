@@ -12,8 +12,8 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.models import checkpoint
-from experiments.records import Record, pack
 from experiments.tasks import Task
+from experiments.training.records import Record, pack
 from ssvq_jax.checkpoint import Checkpoint
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 import ssvq_jax as ssvq
-from experiments.config import Experiment
 from experiments.data.batches import Split
+from experiments.training.config import Experiment
 from experiments.training.devices import Devices
 from experiments.training.evaluation import evaluate
 from experiments.training.program import Program

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorboardX
 
-from experiments.records import write_text
+from experiments.training.records import write_text
 
 
 class Log:

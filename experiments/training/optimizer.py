@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import ssvq_jax as ssvq
-from experiments.config import Freezing, Optimization
+from experiments.training.config import Freezing, Optimization
 from ssvq_jax.codecs import is_compressed
 
 

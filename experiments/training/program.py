@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 
 import ssvq_jax as ssvq
-from experiments.config import Experiment
 from experiments.training import optimizer
+from experiments.training.config import Experiment
 
 
 class State(NamedTuple):
@@ -119,7 +119,7 @@ class Program:
         outputs, statistics = self._outputs(self._training, params, statistics, batch)
         if teacher is None:
             return task.loss(outputs, batch), statistics
-        target, _ = self._outputs(self._inference, *teacher, batch)
+        target, _ = self._outputs(self._inference, teacher[0], teacher[1], batch)
         return task.match(outputs, target), statistics
 
     def _outputs(

@@ -16,17 +16,17 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from rich.progress import Progress, TaskID
 
-from experiments.config import Data, Experiment
 from experiments.data import batches
 from experiments.data.batches import Split
 from experiments.models import checkpoint
-from experiments.records import Record, write_text
 from experiments.tasks import Task
 from experiments.training import export, optimizer
+from experiments.training.config import Data, Experiment
 from experiments.training.devices import Devices
 from experiments.training.judging import Judge
 from experiments.training.log import Log, read
 from experiments.training.program import Program, State
+from experiments.training.records import Record, write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

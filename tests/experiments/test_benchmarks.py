@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from experiments import records
 from experiments.benchmarks import results
 from experiments.benchmarks.rows import Row
 from experiments.report import pages
 from experiments.report.tables import measured
+from experiments.training import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 

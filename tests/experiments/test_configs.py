@@ -12,13 +12,13 @@ import tensorflow_datasets as tfds
 from flax import nnx
 
 import ssvq_jax as ssvq
-from experiments import config, methods, records
-from experiments.config import Experiment
+from experiments.configs import _methods as methods
 from experiments.configs.cifar10 import _cifar10 as cifar10
 from experiments.configs.cifar10 import three_bits
 from experiments.configs.few_images import bits as few_images
 from experiments.models import checkpoint
-from experiments.training import command
+from experiments.training import command, config, records
+from experiments.training.config import Experiment
 from experiments.training.devices import Devices
 from experiments.training.run import Execution
 from tests.experiments import tiny

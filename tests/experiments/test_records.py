@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import records
+from experiments.training import records
 
 
 def test_records_are_lines_that_are_renewed_one_by_one(tmp_path):

@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import records
-from experiments.config import load
-from experiments.records import RESULTS
 from experiments.report import numbers, pages, tables
 from experiments.report.__main__ import Options, main
 from experiments.report.plots import PLOTS
 from experiments.report.results import Absent, Missing, Results, Run, command
+from experiments.training import records
+from experiments.training.config import load
+from experiments.training.records import RESULTS
 
 SOURCES = sorted(
     x.relative_to(RESULTS).with_suffix("").as_posix() for x in RESULTS.rglob("*.jsonl")

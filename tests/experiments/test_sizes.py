@@ -1,7 +1,7 @@
 from safetensors.numpy import save_file
 
-from experiments import records
 from experiments.measurements import sizes
+from experiments.training import records
 
 
 def test_sizes_of_a_checkpoint(tmp_path, rng):

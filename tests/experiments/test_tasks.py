@@ -12,15 +12,15 @@ from flax import nnx
 from rich.console import Console
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Data, Experiment, Optimization
 from experiments.data.batches import Split
 from experiments.models.network import Network
-from experiments.records import unpack
 from experiments.tasks import Classification
 from experiments.tasks.task import half_width
 from experiments.training import dry_run
+from experiments.training.config import Compression, Data, Experiment, Optimization
 from experiments.training.devices import Devices
 from experiments.training.log import read
+from experiments.training.records import unpack
 from experiments.training.run import Execution
 from tests.experiments import tiny
 

@@ -11,14 +11,13 @@ import pytest
 from flax import nnx
 
 import ssvq_jax as ssvq
-from experiments import config, records
-from experiments.config import Compression, Optimization
 from experiments.data import batches
-from experiments.records import unpack
-from experiments.training import command, dry_run
+from experiments.training import command, config, dry_run, records
+from experiments.training.config import Compression, Optimization
 from experiments.training.devices import Devices
 from experiments.training.log import Log, read
 from experiments.training.program import Program
+from experiments.training.records import unpack
 from experiments.training.run import Execution
 from tests.experiments import tiny
 

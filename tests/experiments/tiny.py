@@ -9,12 +9,18 @@ from flax import nnx
 from rich.progress import Progress
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Data, Experiment, Freezing, Optimization
 from experiments.data.augmentation import Augmentation
 from experiments.models import checkpoint
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.network import ImageNetwork, Network
 from experiments.tasks import Classification
+from experiments.training.config import (
+    Compression,
+    Data,
+    Experiment,
+    Freezing,
+    Optimization,
+)
 from experiments.training.devices import Devices
 from experiments.training.log import read
 from experiments.training.run import Execution, run

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from experiments.config import Data, Experiment, Freezing, Optimization
+from experiments.configs._methods import compression
 from experiments.data.augmentation import Augmentation
-from experiments.methods import compression
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
+from experiments.training.config import Data, Experiment, Freezing, Optimization
 
 CIFAR10 = Data(name="cifar10", train="train[:45000]", validation="train[45000:]")
 TASK = Classification(augmentation=Augmentation(pad=4, flip=True), label_smoothing=0.1)
@@ -26,11 +26,11 @@ FREEZING = Freezing(threshold=(0.1, 0.01))
 """The best of `thresholds.py`."""
 
 
-def rates(method: str, rate: float, second: float) -> dict[str, float]:
+def rates(method: str, rate: float, second: float) -> dict[str, Any]:
     """The learning rates of a method, as options of `Optimization`.
 
     Args:
-      method: One of `experiments.methods.TITLES`.
+      method: One of `experiments.configs._methods.TITLES`.
       rate: Of all that is not compressed; with learned signs of codebooks, too.
       second: Of learned signs, where a method has them; else of codebooks or steps.
     """
@@ -39,7 +39,9 @@ def rates(method: str, rate: float, second: float) -> dict[str, float]:
     return {"rate": rate, "codebook_rate": second, "sign_rate": 0.0}
 
 
-def tuned(method: str, chosen: dict[str, tuple[float, float]] = RATES) -> Any:
+def tuned(
+    method: str, chosen: dict[str, tuple[float, float]] = RATES
+) -> dict[str, Any]:
     """The learning rates chosen for a method; frozen signs take those of learned."""
     return rates(method, *chosen["learned" if method == "frozen" else method])
 
@@ -51,15 +53,15 @@ def fine_tuning(
     epochs: float,
     seed: int = 0,
     freezing: Freezing = FREEZING,
-    rates: dict[str, float] | None = None,
+    rates: dict[str, Any] | None = None,
     data: Data = CIFAR10,
     **codec: Any,
 ) -> Experiment:
     """Compression and fine-tuning of the float `deit_96_cifar10`.
 
     Args:
-      method: One of `experiments.methods.TITLES`.
-      bits: One of `experiments.methods.BITS`.
+      method: One of `experiments.configs._methods.TITLES`.
+      bits: One of `experiments.configs._methods.BITS`.
       epochs: Passes over the images.
       seed: Of clustering and batches.
       freezing: For "frozen".

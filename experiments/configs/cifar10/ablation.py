@@ -11,9 +11,9 @@ tenth and ten times the signs' learning rate.
 
 import dataclasses
 
-from experiments.config import Experiment
+from experiments.configs._methods import SIGNED
 from experiments.configs.cifar10._cifar10 import FREEZING, fine_tuning, tuned
-from experiments.methods import SIGNED
+from experiments.training.config import Experiment
 
 CHECKS = (125, 62, 25, 12)
 """The paper's intervals of 100, 200, 500 and 1,000 of the 12,500 steps of 10 epochs."""

@@ -10,9 +10,9 @@ and 74.1. More bits are in three_bits.py.
 
 from collections.abc import Iterable
 
-from experiments.config import Experiment
+from experiments.configs._methods import at
 from experiments.configs.cifar10._cifar10 import RATES, fine_tuning, tuned
-from experiments.methods import at
+from experiments.training.config import Experiment
 
 
 def runs() -> dict[str, Experiment]:
@@ -26,7 +26,7 @@ def every_method(
     """Every method at every number of bits; the float network beside them.
 
     Args:
-      chosen: Of `experiments.methods.BITS`.
+      chosen: Of `experiments.configs._methods.BITS`.
       rates: The learning rates of every method, as `RATES`.
     """
     names = {"float": ("float", 32.0)}

@@ -6,9 +6,9 @@ python -m experiments.train experiments/configs/cifar10/deit_96.py \
 Half an hour to an hour on 2 CPU cores: 74.6 to 74.8 % of the test images.
 """
 
-from experiments.config import Experiment, Optimization
 from experiments.configs.cifar10._cifar10 import CIFAR10, TASK
 from experiments.models.zoo import NETWORKS
+from experiments.training.config import Experiment, Optimization
 
 
 def runs() -> dict[str, Experiment]:

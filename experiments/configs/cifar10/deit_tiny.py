@@ -10,9 +10,9 @@ probably among those it was trained on.
 """
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Experiment, Freezing, Optimization
 from experiments.configs.cifar10._cifar10 import CIFAR10, TASK
 from experiments.models.zoo import NETWORKS
+from experiments.training.config import Compression, Experiment, Freezing, Optimization
 
 _CODECS = {
     "float": None,

@@ -13,9 +13,9 @@ signs 72.0 and 69.2, with learned ones 74.2 and 73.9, frozen or not; UQ at 2 bit
 float 74.7.
 """
 
-from experiments.config import Experiment
+from experiments.configs._methods import SIGNED, at
 from experiments.configs.cifar10._cifar10 import fine_tuning
-from experiments.methods import SIGNED, at
+from experiments.training.config import Experiment
 
 
 def runs() -> dict[str, Experiment]:

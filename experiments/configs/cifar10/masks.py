@@ -4,14 +4,14 @@ python -m experiments.compress experiments/configs/cifar10/masks.py \
     --data-dir DIR --results experiments/results
 
 Needs the float network of deit_96.py. Three runs of a minute on 2 CPU cores.
-4 of 6 is best, by a point (70.8 %): what `experiments/methods.py` has.
+4 of 6 is best, by a point (70.8 %): what `_methods.py` has.
 """
 
 import dataclasses
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Experiment
 from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning
+from experiments.training.config import Compression, Experiment
 
 _TRIED = (
     ssvq.MVQ(32, 8, (4, 8)),  # 1.575 bits

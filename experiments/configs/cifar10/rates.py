@@ -13,8 +13,8 @@ SSVQ 71.1 with fixed signs and 73.1 with learned ones, float 74.4.
 import dataclasses
 import itertools
 
-from experiments.config import Experiment
 from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning, rates
+from experiments.training.config import Experiment
 
 _RATES = (3e-4, 1e-3, 3e-3)
 _SECOND = {
@@ -48,8 +48,8 @@ def trial(method: str, bits: float, rate: float, second: float) -> Experiment:
     """An epoch of fine-tuning that is not tested.
 
     Args:
-      method: One of `experiments.methods.TITLES`.
-      bits: One of `experiments.methods.BITS`.
+      method: One of `experiments.configs._methods.TITLES`.
+      bits: One of `experiments.configs._methods.BITS`.
       rate: As of `rates`.
       second: As of `rates`.
     """

@@ -8,8 +8,8 @@ on 2 CPU cores. Test accuracy there: float 74.8 %, SSVQ with learned signs 74.4 
 fixed ones 73.8, VQ 74.1, MVQ 74.0, UQ 74.1 and at 4 bits 74.4.
 """
 
-from experiments.config import Experiment
 from experiments.configs.cifar10.bits import every_method
+from experiments.training.config import Experiment
 
 RATES = {
     "float": (3e-5, 3e-5),

@@ -10,8 +10,8 @@ runs of half a minute on 2 CPU cores. The best of each, in %: UQ 74.0, VQ 74.0, 
 
 import itertools
 
-from experiments.config import Experiment
 from experiments.configs.cifar10.rates import trial
+from experiments.training.config import Experiment
 
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _SECOND = (3e-4, 1e-3, 3e-3, 1e-2)

@@ -9,8 +9,8 @@ From 0.1 to 0.01 is best, by half a point (74.0 %).
 
 import dataclasses
 
-from experiments.config import Experiment, Freezing
 from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning
+from experiments.training.config import Experiment, Freezing
 
 _TRIED = ((0.3, 0.03), (0.1, 0.01), (0.03, 0.003), (0.01, 0.001))
 

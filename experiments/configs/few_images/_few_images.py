@@ -1,11 +1,17 @@
 """What the experiments with few images share: data, networks, codecs."""
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Data, Experiment, Freezing, Optimization
+from experiments.configs._methods import convolutional
 from experiments.data.augmentation import Augmentation
-from experiments.methods import convolutional
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
+from experiments.training.config import (
+    Compression,
+    Data,
+    Experiment,
+    Freezing,
+    Optimization,
+)
 
 DATA = Data(
     name="imagenet_sample",

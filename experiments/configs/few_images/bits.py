@@ -19,8 +19,8 @@ EfficientNet-Lite0 VQ 38, 56, 76 and 83 %, SSVQ 22, 55, 74 and 83; MobileNet-V2 
 bits on, MVQ 10, 55, 70 and 2, 38, 58 up to 3.
 """
 
-from experiments.config import Experiment
 from experiments.configs.few_images._few_images import CODECS, NETS, matching
+from experiments.training.config import Experiment
 
 RATES = {
     "efficientnet_lite0": {

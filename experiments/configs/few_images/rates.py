@@ -16,8 +16,8 @@ import dataclasses
 
 import numpy as np
 
-from experiments.config import Experiment
 from experiments.configs.few_images._few_images import DATA, NETS, matching
+from experiments.training.config import Experiment
 
 _DATA = dataclasses.replace(
     DATA, train="validation[:500]", validation="validation[500:700]", test=None

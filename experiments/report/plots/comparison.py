@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.methods import BITS, TITLES, at
+from experiments.configs._methods import BITS, TITLES, at
 from experiments.report.numbers import gap, half
 from experiments.report.plots.figures import COLORS, legend, panels
 from experiments.report.results import NETWORKS, Results, Run

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = pathlib.Path(__file__).with_name("results")
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 """Where results are committed: `CONFIG.jsonl` and the pages made from them."""
 
 Record = dict[str, Any]

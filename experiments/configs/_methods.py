@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import ssvq_jax as ssvq
-from experiments.config import Compression, Freezing
+from experiments.training.config import Compression, Freezing
 
 # Codebooks are as precise as makes the stored bits equal; all are fine-tuned in
 # float32. MVQ's masks are those with the least clustering error, at 1.5 bits the best
