@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from experiments.report.results import Run
+from experiments.tasks.task import half_width
 
 
 class Gap(NamedTuple):
@@ -43,12 +43,12 @@ def gap(ours: Run | Sequence[Run], theirs: Run | Sequence[Run]) -> Gap:
       theirs: Those of another method, on the same test images.
     """
     one, other = (np.mean([x.each for x in _runs(r)], axis=0) for r in (ours, theirs))
-    return Gap(float(np.mean(one - other)), _half(one - other))
+    return Gap(float(np.mean(one - other)), half_width(one - other))
 
 
 def half(run: Run) -> float:
     """Half of the 95 % interval of a run's accuracy, by the normal approximation."""
-    return _half(run.each)
+    return half_width(run.each)
 
 
 def mean(runs: Sequence[Run], *names: str) -> float:
@@ -99,10 +99,6 @@ def verdict(met: bool) -> str:
 def at_most(value: float, most: float, text: str = "") -> str:
     """The verdict on an upper limit, and the limit, or the text for it."""
     return f"{verdict(value <= most)}: at most {text or f'{most:g}'}"
-
-
-def _half(values: np.ndarray) -> float:
-    return 1.96 * float(stats.sem(values.astype(np.float64)))
 
 
 def _runs(runs: Run | Sequence[Run]) -> Sequence[Run]:
