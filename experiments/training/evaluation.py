@@ -1,4 +1,4 @@
-"""What a network makes of a whole split."""
+"""What a network makes of whole splits, and how that scores."""
 
 import functools
 from collections.abc import Callable
@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+import ssvq_jax as ssvq
 from experiments.data.batches import Split, evaluation_batches
 from experiments.tasks import Task
+from experiments.training.config import Experiment
 from experiments.training.devices import Devices
+from experiments.training.program import Program
 
 
 def evaluate(
@@ -59,3 +62,67 @@ def evaluate(
         return result[: len(split)]
 
     return jax.tree.map(in_order, *parts)
+
+
+class Judge:
+    """Scores parameters on the validation and test splits of an experiment.
+
+    Args:
+      experiment: The experiment.
+      program: Its functions.
+      devices: Where they run.
+      open_split: Opens one of its splits by name.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        program: Program,
+        devices: Devices,
+        open_split: Callable[[str], Split],
+    ):
+        self._experiment, self._program = experiment, program
+        self._devices, self._open = devices, open_split
+        self._predict = jax.jit(program.predict, out_shardings=devices.replicated)
+        self._float_rows: dict[str, Any] = {}
+
+    def rows(self, params: Any, statistics: Any, which: str) -> Any:
+        """The task's rows for a split.
+
+        Args:
+          params: Parameters, compressed or not.
+          statistics: Of batch norms.
+          which: "validation" or "test".
+
+        Returns:
+          A row for every example; `None` where there is no such split.
+        """
+        split = getattr(self._experiment.data, which)
+        if split is None:
+            return None
+        placed = self._devices.place((ssvq.decode(params), statistics))
+        return evaluate(
+            functools.partial(self._predict, *placed),
+            self._open(split),
+            self._experiment.task,
+            size=self._experiment.network.size,
+            batch=self._experiment.optimization.batch,
+            devices=self._devices,
+        )
+
+    def score(self, rows: Any, which: str) -> dict[str, float]:
+        """The task's metrics of rows, beside those of the network with float weights.
+
+        They are called "validation/METRIC" or "test/METRIC"; none where `rows` is
+        `None`.
+        """
+        if rows is None:
+            return {}
+        reference = None
+        if self._experiment.weights is not None:
+            if which not in self._float_rows:
+                dense = self._program.params, self._program.statistics
+                self._float_rows[which] = self.rows(*dense, which)
+            reference = self._float_rows[which]
+        found = self._experiment.task.score(rows, reference)
+        return {f"{which}/{name}": value for name, value in found.items()}

@@ -23,7 +23,7 @@ from experiments.tasks import Task
 from experiments.training import export, optimizer
 from experiments.training.config import Data, Experiment
 from experiments.training.devices import Devices
-from experiments.training.judging import Judge
+from experiments.training.evaluation import Judge
 from experiments.training.log import Log, read
 from experiments.training.program import Program, State
 from experiments.training.records import Record, write_text
