@@ -11,9 +11,11 @@ started again, and ends in the same parameters, on CPUs bit for bit. A run that 
 finished is left alone. Logs are for TensorBoard: `tensorboard --logdir runs`.
 """
 
-import tyro
-
 from experiments.training.command import Options, execute
+from experiments.training.terminal import parse
 
 if __name__ == "__main__":
-    execute(tyro.cli(Options, description=__doc__), compressing=True)
+    execute(
+        parse(Options, __doc__),
+        compressing=True,
+    )

@@ -31,6 +31,7 @@ from experiments.training import evaluation
 from experiments.training.config import Data, Experiment, Optimization
 from experiments.training.devices import Devices
 from experiments.training.program import Program
+from experiments.training.terminal import Flag
 
 if TYPE_CHECKING:
     Network = str
@@ -45,8 +46,8 @@ class Options:
     """What to evaluate, and on what."""
 
     network: tyro.conf.Positional[Network]
-    """Network, with as many outputs as the data set has classes; which one of timm's,
-    see experiments/models/zoo.py."""
+    """Network; it gets as many outputs as the data set has classes. Which one is which
+    of timm's is told in experiments/models/zoo.py."""
     weights: tyro.conf.Positional[pathlib.Path]
     """Checkpoint, *.safetensors, packed or not."""
     task: Task = "classification"
@@ -60,7 +61,7 @@ class Options:
     """Folder of the data sets."""
     batch: int = 50
     """Examples at a time."""
-    json: bool = False
+    json: Flag = False
     """Print JSON."""
 
 
@@ -116,4 +117,10 @@ def load(network: Any, weights: pathlib.Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Options, prog="python -m experiments.evaluate", description=__doc__
+            )
+        )
+    )

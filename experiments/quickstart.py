@@ -15,7 +15,6 @@ import dataclasses
 import pathlib
 import time
 
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
@@ -34,9 +33,9 @@ from experiments.training.config import (
     Optimization,
 )
 from experiments.training.devices import Devices
-from experiments.training.progress import bars
 from experiments.training.records import Record, unpack
 from experiments.training.run import Execution, run
+from experiments.training.terminal import bars, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +85,8 @@ def main(options: Options) -> None:
     """Train, compress, and show what came out."""
     if options.width < 64 or options.width % 64:
         raise SystemExit(f"--width: expected a multiple of 64, got {options.width}")
+    if min(options.steps, options.float_steps, options.batch, options.depth) < 1:
+        raise SystemExit("steps, batch and depth: expected at least 1")
     start, console = time.perf_counter(), Console()
     execution = Execution(
         devices=Devices.all("data"), data_dir=options.data_dir, log_every=10
@@ -186,4 +187,4 @@ def _table(options: Options, results: dict[str, Record]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(parse(Options, __doc__))

@@ -1,4 +1,4 @@
-"""Progressive freezing of the signs, as an optax transform (METHOD, section 4)."""
+"""Progressive freezing of the signs, as an optax transform."""
 
 import operator
 from typing import Any, Literal, NamedTuple

@@ -55,7 +55,7 @@ def test_compress_save_and_load(name, tmp_path, key):
 
 
 def test_magnitudes_need_fewer_codewords(key):
-    """METHOD, section 2: SSVQ's 16 codewords of 8 against VQ's 64 of 4, both 1.5 bits.
+    """SSVQ's 16 codewords of 8 against VQ's 64 of 4, both 1.5 bits.
 
     On the trained DeiT both err about alike; 16 signed codewords of 8 are far worse.
     """

@@ -47,4 +47,10 @@ def main(choice: Choice) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Choice, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Choice, prog="python -m experiments.benchmarks", description=__doc__
+            )
+        )
+    )

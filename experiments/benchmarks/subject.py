@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 import rich
-import tyro
 from rich.markup import escape
 
 from experiments.benchmarks import results
@@ -13,6 +12,7 @@ from experiments.benchmarks.rows import Row
 from experiments.report import pages
 from experiments.report.tables import measured
 from experiments.training.records import RESULTS
+from experiments.training.terminal import Flag, parse
 
 RUNS = 7
 LARGEST = 1e9
@@ -22,7 +22,7 @@ LARGEST = 1e9
 class Options:
     """What the benchmarks run on, how often, and where the results go."""
 
-    quick: bool = False
+    quick: Flag = False
     """Tiny sizes and 2 runs: checks that everything works, measures nothing."""
     runs: int = RUNS
     """Timed runs of every candidate, at least 5."""
@@ -70,7 +70,7 @@ class Options:
 
 def run(subject: results.Subject, measure: Callable[[Options], Iterable[Row]]) -> None:
     """Measure a subject by the options of the command line and keep its rows."""
-    options = tyro.cli(Options, description=f"Benchmark of {subject}.")
+    options = parse(Options, f"Benchmark of {subject}.")
     options.folder.mkdir(parents=True, exist_ok=True)
     command, rows = options.command(subject), []
     try:

@@ -67,6 +67,8 @@ def open_split(
 
 def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
     """A set of labelled images, prepared or not; arguments as of `open_split`."""
+    if data_dir is not None and not data_dir.is_dir():
+        raise SystemExit(f"--data-dir: there is no folder {data_dir}")
     with _explained(name, _preparing(name)):
         builder: Any = tfds.builder(name, data_dir=data_dir)
         features = builder.info.features

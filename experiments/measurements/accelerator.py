@@ -22,6 +22,7 @@ from rich.progress import track
 import ssvq_jax as ssvq
 from experiments.report import pages
 from experiments.training import records
+from experiments.training.terminal import Flag
 from ssvq_jax import accelerator as acc
 from ssvq_jax.accelerator.report import CAUSES
 
@@ -50,7 +51,7 @@ class Options:
 
     out: pathlib.Path = records.RESULTS
     """Folder of the results."""
-    quick: bool = False
+    quick: Flag = False
     """Two blocks and few configurations: checks that everything works."""
 
 
@@ -219,4 +220,12 @@ def _described(config: acc.Config) -> list[list[Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Options,
+                prog="python -m experiments.measurements.accelerator",
+                description=__doc__,
+            )
+        )
+    )

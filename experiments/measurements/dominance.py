@@ -14,7 +14,7 @@ cosine between the gradient of a block's own weights and
 - what an epoch of fine-tuning makes of the block, flipped signs included; there the
   gradient is the sum over the steps.
 
-The paper (METHOD, section 1) has the first for MobileNet-V2 under VQ: 0.66 for the
+The paper has the first for MobileNet-V2 under VQ: 0.66 for the
 largest, 0.26 for the smallest.
 """
 
@@ -213,4 +213,12 @@ def _row(title: str, top: float, bottom: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Options,
+                prog="python -m experiments.measurements.dominance",
+                description=__doc__,
+            )
+        )
+    )

@@ -1,4 +1,4 @@
-"""Sizes of packed files against theory: METHOD's formula, file, float32 checkpoint.
+"""Sizes of packed files against theory: the paper's formula, file, float32 checkpoint.
 
     python -m experiments.measurements.sizes
 
@@ -84,7 +84,7 @@ def _ssvq(*arguments: Any) -> dict[str, Any]:
 
 
 def _theory(row: dict[str, Any], codewords: int) -> float:
-    """Bits of a tensor by METHOD's formula, section 2."""
+    """Bits of a tensor by the paper's formula, section 2."""
     if row["error"] is None:
         return 8 * row["bytes"]
     bits = math.ceil(math.log2(codewords)) / BLOCK + 1
@@ -92,4 +92,12 @@ def _theory(row: dict[str, Any], codewords: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Options,
+                prog="python -m experiments.measurements.sizes",
+                description=__doc__,
+            )
+        )
+    )

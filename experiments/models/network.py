@@ -71,8 +71,16 @@ class ImageNetwork(Network):
         """`image`, pixels from 0 to 255, shifted and scaled to float32.
 
         Gray images are repeated for networks of three channels.
+
+        Raises:
+          SystemExit: Images of other channels, as colour ones for a network of gray.
         """
         image = batch["image"]
+        if image.shape[-1] not in (1, self.channels):
+            raise SystemExit(
+                f"{self.name} takes images of {self.channels} channels, "
+                f"got {image.shape[-1]}: choose another network or data set"
+            )
         image = jnp.broadcast_to(image, (*image.shape[:-1], self.channels))
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (image.astype(np.float32) - mean) / std

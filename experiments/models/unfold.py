@@ -159,4 +159,10 @@ def _separated(params: Any, moments: Any, epsilon: float) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(
+        main(
+            tyro.cli(
+                Options, prog="python -m experiments.models.unfold", description=__doc__
+            )
+        )
+    )

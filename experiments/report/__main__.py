@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments.report.pages import PAGES, build
 from experiments.report.results import Missing
 from experiments.training.records import RESULTS
+from experiments.training.terminal import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,4 +50,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(main(parse(Options, __doc__)))

@@ -102,7 +102,7 @@ def _named(page: str) -> Iterator[None]:
         yield
     except Absent:
         raise
-    except (jinja2.UndefinedError, Missing) as error:
+    except (jinja2.TemplateError, Missing) as error:
         raise Missing(f"{page}.md: {error}") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.configs._methods import TITLES
-from experiments.training import records
+from experiments.training import config, records
 
 NETWORKS = {
     "efficientnet_lite0": "EfficientNet-Lite0",
@@ -22,7 +22,6 @@ _MEASUREMENTS = {
     "sizes": "python -m experiments.measurements.sizes",
     "benchmarks": "python -m experiments.benchmarks",
 }
-_FROM_SCRATCH = ("cifar10/deit_96",)
 
 
 class Missing(ValueError):
@@ -37,7 +36,9 @@ def command(source: str) -> str:
     """What makes a file of results, of `cifar10/bits`, say, again."""
     if source in _MEASUREMENTS:
         return _MEASUREMENTS[source]
-    script = "train" if source in _FROM_SCRATCH else "compress"
+    path = config.CONFIGS / f"{source}.py"
+    runs = config.load(path).values() if path.exists() else ()
+    script = "train" if any(run.weights is None for run in runs) else "compress"
     return (
         f"python -m experiments.{script} experiments/configs/{source}.py "
         "--data-dir DIR --results experiments/results"

@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Annotated
 
 import jax
 import tyro
@@ -15,11 +14,8 @@ from experiments.training import config, dry_run, records
 from experiments.training.devices import Devices, Parallel
 from experiments.training.export import curve
 from experiments.training.log import read
-from experiments.training.progress import bars
 from experiments.training.run import Execution, run
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""An option that is off unless it is named."""
+from experiments.training.terminal import Flag, bars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Options:
     """What to run, where, and on what."""
 
     config: tyro.conf.Positional[pathlib.Path]
-    """Config file, such as experiments/configs/cifar10/deit_96.py."""
+    """Config file, one of those in experiments/configs or your own."""
     only: str = ".*"
     """Regular expression for whole names of runs."""
     data_dir: pathlib.Path | None = None
@@ -37,7 +33,7 @@ class Options:
     results: pathlib.Path | None = None
     """Folder of CONFIG.jsonl, in which the lines of these runs are renewed."""
     weights: pathlib.Path | None = None
-    """Checkpoint to start from, in place of the config's."""
+    """Checkpoint to start from, in place of the config's; for compress alone."""
     parallel: Parallel = "data"
     """Whether devices share the batch only, or parameters as well."""
     cpu_devices: int | None = None

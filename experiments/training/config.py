@@ -97,6 +97,11 @@ class Compression:
     rules: tuple[ssvq.Rule, ...]
     freezing: Freezing | None = None
 
+    def __post_init__(self):
+        learned = (getattr(rule.codec, "learn_signs", False) for rule in self.rules)
+        if self.freezing is not None and not any(learned):
+            raise ValueError("freezing: expected a rule with a codec that learns signs")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -145,9 +150,13 @@ def load(path: pathlib.Path) -> Mapping[str, Experiment]:
         names = "\n  ".join(str(file) for file in files())
         raise SystemExit(f"{path}: no such config. There are:\n  {names}")
     runs = runpy.run_path(str(path)).get("runs")
-    if runs is None:
-        raise SystemExit(f"{path}: expected a function runs(), see experiments/configs")
-    return runs()
+    found = runs() if callable(runs) else None
+    if not isinstance(found, Mapping) or not found:
+        raise SystemExit(
+            f"{path}: expected a function runs() that gives experiments by name, see "
+            "experiments/configs"
+        )
+    return found
 
 
 def files() -> list[pathlib.Path]:

@@ -41,9 +41,12 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
         weights = experiment.weights + ("" if there else " (missing: at random here)")
     examples = None
     with contextlib.suppress(NotPreparedError):
-        split = task.open(source.name, source.train, execution.data_dir)
-        network.require_classes(source.name, split.classes)
-        examples = len(split)
+        for name_of_split in (source.test, source.validation, source.train):
+            if name_of_split is None:
+                continue
+            split = task.open(source.name, name_of_split, execution.data_dir)
+            network.require_classes(source.name, split.classes)
+            examples = len(split)
     steps = options.steps(examples or 10**6)
     program = Program(experiment, model, steps)
     params = program.compressed()

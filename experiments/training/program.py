@@ -59,12 +59,21 @@ class Program:
         self._optimizer = optimizer.make(experiment.optimization, steps, freezing)
 
     def compressed(self) -> Any:
-        """The parameters to start from, compressed where that is asked for."""
+        """The parameters to start from, compressed where that is asked for.
+
+        Raises:
+          SystemExit: Rules that match nothing, or codecs that do not fit.
+        """
         compression = self.experiment.compression
         if compression is None:
             return self.params
         key = jax.random.key(self.experiment.seed)
-        return ssvq.compress(self.params, compression.rules, key=key)
+        try:
+            return ssvq.compress(self.params, compression.rules, key=key)
+        except ValueError as error:
+            raise SystemExit(f"rules of {self.experiment.network.name}: {error}") from (
+                error
+            )
 
     def initial(self, params: Any) -> State:
         """The state before the first step."""

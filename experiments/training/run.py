@@ -82,8 +82,12 @@ def run(
     finished = folder / "result.json"
     if finished.exists():
         return json.loads(finished.read_text())
+    begun = _Run(experiment, folder, execution, progress)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "experiment.json", json.dumps(description, indent=1))
     try:
-        found = _Run(experiment, folder, execution, progress).record()
+        found = begun.record()
     except export.DivergedError as error:
         found = {"diverged": error.args[0]}
     found = {"experiment": description, **found}
@@ -111,16 +115,14 @@ def _described(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
     if known.exists():
         found = json.loads(known.read_text())
         if found != description:
-            reason = "holds another experiment, or weights have changed since"
+            changed = [key for key in description if found.get(key) != description[key]]
+            reason = f"holds another experiment: {', '.join(changed)} differ"
             if found.keys() != description.keys():
                 reason = "was begun by an earlier version, and cannot be continued"
             raise SystemExit(
                 f"{folder}: {reason}. Delete the folder, or give another one: "
                 "--output DIR"
             )
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(known, json.dumps(description, indent=1))
     return description
 
 
@@ -142,8 +144,11 @@ class _Run:
             raise SystemExit(
                 f"batch: expected a multiple of {count} (devices), got {options.batch}"
             )
+        # All splits now: a name that is wrong must not be found after the training.
+        for split in filter(None, (source.train, source.validation, source.test)):
+            opened = self._split(split)
+            experiment.network.require_classes(source.name, opened.classes)
         self.train = self._split(source.train)
-        experiment.network.require_classes(source.name, self.train.classes)
         self.epoch = max(1, round(len(self.train) / options.batch))
         self.steps = options.steps(len(self.train))
         model = experiment.network.build(nnx.Rngs(experiment.seed))

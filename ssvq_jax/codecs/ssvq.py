@@ -1,4 +1,4 @@
-"""SSVQ: a codebook of magnitudes, and a sign for every weight (METHOD, section 2)."""
+"""SSVQ: a codebook of magnitudes, and a sign for every weight."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Uniform quantization with learned step sizes, LSQ (METHOD, section 7)."""
+"""Uniform quantization with learned step sizes, LSQ."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""VQ, the conventional baseline: k-means on signed blocks (METHOD, section 7)."""
+"""VQ, the conventional baseline: k-means on signed blocks."""
 
 import dataclasses
 from typing import Any, ClassVar

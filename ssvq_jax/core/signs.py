@@ -1,4 +1,4 @@
-"""Sign splitting and its straight-through estimator (METHOD: SSVQ, sections 2, 3)."""
+"""Sign splitting and its straight-through estimator."""
 
 import jax
 import jax.numpy as jnp

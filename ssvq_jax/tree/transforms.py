@@ -16,7 +16,7 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
     Works under `jax.jit`, `jax.vmap` and `jax.grad`. The gradients are the
     straight-through ones: for SSVQ, a codebook entry gets the sum over its blocks of
     the weight's gradient times the sign, a latent the weight's gradient times the
-    codeword's magnitude (METHOD, section 3).
+    codeword's magnitude.
 
     Args:
       tree: Pytree, or a single node.

@@ -1,4 +1,4 @@
-"""The gradients of METHOD, section 3, against a NumPy derivation."""
+"""The straight-through gradients against a NumPy derivation."""
 
 import chex
 import jax

@@ -48,6 +48,8 @@ def test_a_missing_data_set_says_what_to_do(tmp_path):
         open_split("cifar10", "train", tmp_path)
     with pytest.raises(SystemExit, match="none: (.|\n)*--data-dir"):
         open_split("none", None, tmp_path)
+    with pytest.raises(SystemExit, match="--data-dir: there is no folder .*missing"):
+        open_split("cifar10", "train", tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])

@@ -156,7 +156,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path):
     assert tiny.execute(experiment, tmp_path / "run") == result
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == lines
     other = dataclasses.replace(experiment, seed=1)
-    with pytest.raises(SystemExit, match="holds another experiment.*--output"):
+    with pytest.raises(SystemExit, match="another experiment: seed differ.*--output"):
         tiny.execute(other, tmp_path / "run")
     known = tmp_path / "run" / "experiment.json"
     known.write_text(json.dumps({"network": "tiny"}))
@@ -227,6 +227,30 @@ def test_a_set_of_other_classes_is_refused(tmp_path):
     execution = Execution(devices=Devices.all("data"))
     with pytest.raises(SystemExit, match="digits has 10 classes, tiny-7 7"):
         dry_run.table("run", experiment, execution)
+
+
+@pytest.mark.parametrize("which", ["validation", "test"])
+def test_a_wrong_split_is_refused_before_the_training(which, tmp_path):
+    data = dataclasses.replace(tiny.DIGITS, **{which: "tset"})
+    experiment = dataclasses.replace(tiny.FLOAT, data=data)
+    with pytest.raises(SystemExit, match="Unknown split 'tset'"):
+        tiny.execute(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # so that it can be mended there
+    execution = Execution(devices=Devices.all("data"))
+    with pytest.raises(SystemExit, match="Unknown split 'tset'"):
+        dry_run.table("run", experiment, execution)
+
+
+def test_rules_and_images_that_do_not_fit_say_so(tmp_path):
+    rules = (ssvq.Rule("nothing/.*", ssvq.SSVQ(4, 8)),)
+    experiment = tiny.compressed(tmp_path, compression=Compression(rules=rules))
+    with pytest.raises(SystemExit, match="rules of tiny: 'nothing/.*' matches no"):
+        tiny.execute(experiment, tmp_path / "run")
+    with pytest.raises(SystemExit, match="tiny takes images of 1 channels, got 3"):
+        tiny.NETWORK.inputs({"image": np.zeros((2, 8, 8, 3), np.uint8)})
+    uniform = (ssvq.Rule(".*", ssvq.Uniform(2)),)
+    with pytest.raises(ValueError, match="freezing: .* codec that learns signs"):
+        Compression(rules=uniform, freezing=tiny.FROZEN.freezing)
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):

@@ -138,7 +138,7 @@ def test_bits_per_weight_are_those_of_the_formula(codec, tmp_path, rng, key):
 
 
 def formula(codec, shape):
-    """Bits per weight, METHOD sections 2 and 7."""
+    """Bits per weight, by the formulas of the papers."""
     size = math.prod(shape)
     if isinstance(codec, ssvq.Uniform):
         return codec.bits + 16 * shape[-1] / size

@@ -1,6 +1,10 @@
-"""The bars of runs."""
+"""What the commands share: options that are off, and bars."""
+
+import sys
+from typing import Annotated, TypeVar
 
 import jax
+import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -10,6 +14,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""An option that is off unless it is named."""
+_Options = TypeVar("_Options")
+
+
+def parse(kind: type[_Options], description: str | None) -> _Options:
+    """Options of the command line `python -m MODULE ...`, by their dataclass."""
+    prog = f"python -m {sys.orig_argv[2]}"
+    return tyro.cli(kind, prog=prog, description=description)
 
 
 def bars(console: Console) -> Progress:
