@@ -5,12 +5,13 @@ The trainable halves stay in the collection "params", so that `jax.grad`, optax 
 are a collection of their own, "compressed".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
 
-from ssvq_jax import tree
+from ssvq_jax import calibration, tree
+from ssvq_jax.calibration import Form, Moments
 from ssvq_jax.core.kmeans import Key
 
 
@@ -78,3 +79,44 @@ def decode(variables: Mapping[str, Any]) -> dict[str, Any]:
 def apply(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any):
     """`module.apply` with the parameters decoded; takes what `module.apply` takes."""
     return module.apply(decode(variables), *args, **kwargs)
+
+
+def calibrate(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    rules: Sequence[tree.Rule] | None = None,
+    form: Form = "full",
+    **kwargs: Any,
+) -> Moments:
+    """Moments of the inputs of the collection "params" of a Linen module.
+
+    Args:
+      module: Any Linen module.
+      variables: What `module.init` gave, or training made of it.
+      batches: What `module` is called with, one argument; see `ssvq_jax.calibrate`.
+      rules: As in `ssvq_jax.calibrate`; paths are those inside "params".
+      form: As in `ssvq_jax.calibrate`.
+      **kwargs: More for `module.apply`, such as `train=False`.
+
+    Returns:
+      `Moments`, by paths inside "params".
+
+    Raises:
+      TypeError, ValueError: As `ssvq_jax.calibrate`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.linen
+      >>> from flax import linen as nn
+      >>> model, x = nn.Dense(32), jnp.ones((8, 64))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> ssvq.linen.calibrate(model, variables, [x])["kernel"].second.shape
+      (64, 64)
+    """
+
+    def apply(params: Any, batch: Any) -> Any:
+        return module.apply({**variables, "params": params}, batch, **kwargs)
+
+    own = variables["params"]
+    return calibration.calibrate(apply, own, batches, rules=rules, form=form)

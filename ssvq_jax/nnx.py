@@ -1,13 +1,14 @@
 """Flax NNX: a module whose parameters are compressed, decoded on every call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ssvq_jax import tree
+from ssvq_jax import calibration, tree
+from ssvq_jax.calibration import Form, Moments
 from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
@@ -147,6 +148,45 @@ def compress(
     params = nnx.state(module, nnx.Param)
     compressed = tree.compress(params, rules, key=key, importance=importance)
     return CompressedModule(module, compressed)
+
+
+def calibrate(
+    module: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    rules: Sequence[tree.Rule] | None = None,
+    form: Form = "full",
+) -> Moments:
+    """Moments of the inputs of the parameters of any NNX module.
+
+    Args:
+      module: Any NNX module; it is not changed. Call `module.eval()` first where it
+        behaves otherwise in training.
+      batches: What `module` is called with, one argument; see `ssvq_jax.calibrate`.
+      rules: As in `ssvq_jax.calibrate`; paths are those of `compress`.
+      form: As in `ssvq_jax.calibrate`.
+
+    Returns:
+      `Moments`, by paths such as `blocks/0/attention/query/kernel`.
+
+    Raises:
+      TypeError, ValueError: As `ssvq_jax.calibrate`.
+
+    Example:
+      >>> import jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.nnx
+      >>> from flax import nnx
+      >>> module = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
+      >>> moments = ssvq.nnx.calibrate(module, [jnp.ones((8, 64))])
+      >>> moments["kernel"].second.shape
+      (64, 64)
+    """
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def apply(params: Any, batch: Any) -> Any:
+        # A copy: calls change batch statistics, counts of random numbers.
+        return nnx.clone(nnx.merge(graphdef, params, rest))(batch)
+
+    return calibration.calibrate(apply, params, batches, rules=rules, form=form)
 
 
 def _require_same_parameters(named: dict[str, Any], given: dict[str, Any]) -> None:

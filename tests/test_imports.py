@@ -11,9 +11,10 @@ LIBRARY = {
     "ssvq_jax.codecs": 1,
     "ssvq_jax.tree": 2,
     "ssvq_jax.freeze": 3,
+    "ssvq_jax.calibration": 3,
     "ssvq_jax.export": 3,
-    "ssvq_jax.linen": 3,
-    "ssvq_jax.nnx": 3,
+    "ssvq_jax.linen": 4,
+    "ssvq_jax.nnx": 4,
     "ssvq_jax.checkpoint": 4,
     "ssvq_jax.accelerator": 4,
     "ssvq_jax": 5,  # the names that users import, and nothing else

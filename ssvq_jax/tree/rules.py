@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -91,11 +91,7 @@ def compress(
       (8, 32)
     """
     named, treedef = flatten(params, is_compressed)
-    if isinstance(rules, Rule) or not all(isinstance(rule, Rule) for rule in rules):
-        raise TypeError(f"rules: expected a sequence of Rule, got {rules!r}")
-    for rule in rules:
-        if not any(rule.matches(path) for path in named):
-            raise ValueError(_no_match(rule.pattern, list(named)))
+    require_matches(rules, named)
     weights = {} if importance is None else flatten(importance)[0]
     for path in weights:
         if path not in named:
@@ -125,6 +121,16 @@ def compress(
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from error
     return jax.tree.unflatten(treedef, leaves)
+
+
+def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:
+    """Raise `TypeError` for what is no rule, `ValueError` for one without a match."""
+    paths = list(paths)
+    if isinstance(rules, Rule) or not all(isinstance(rule, Rule) for rule in rules):
+        raise TypeError(f"rules: expected a sequence of Rule, got {rules!r}")
+    for rule in rules:
+        if not any(rule.matches(path) for path in paths):
+            raise ValueError(_no_match(rule.pattern, paths))
 
 
 def input_axis(path: str, shape: tuple[int, ...]) -> int:

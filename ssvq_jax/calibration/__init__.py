@@ -1,0 +1,7 @@
+"""What data tell about weights."""
+
+from ssvq_jax.calibration.collection import calibrate as calibrate
+from ssvq_jax.calibration.found import Role as Role
+from ssvq_jax.calibration.moments import Moment as Moment
+from ssvq_jax.calibration.moments import Moments as Moments
+from ssvq_jax.calibration.products import Form as Form

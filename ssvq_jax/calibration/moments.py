@@ -1,0 +1,158 @@
+"""Moments of the inputs that parameters are multiplied with, by path."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+from ssvq_jax.calibration.found import Role
+from ssvq_jax.core.blocks import AnyArray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Moment:
+    """Moments of the inputs that one parameter is multiplied with.
+
+    The parameter's axes are groups, inputs and outputs of its product, and `arrange`
+    brings a weight into their order: `y[g, n, o] = sum_i x[g, n, i] w[g, i, o]`. The
+    inputs are the contracted axes, flattened in the weight's own order: `(in,)` of a
+    dense kernel `(in, out)`, `heads * size` of an attention's output kernel, patches of
+    `height * width * in` of a convolution. Groups are stacked layers (one for every
+    position of their axis) and the groups of a convolution (one for every channel of a
+    depthwise one); without them there are no leading axes.
+
+    Attributes:
+      second: Sums (not means) of `x^T x` over rows, float32: `(*groups, in, in)`, its
+        diagonal `(*groups, in)`, or blocks on it `(*groups, ceil(in / b), b, b)`, the
+        last one padded with zeros. Of a lookup in an embedding always the diagonal:
+        how often every row was taken.
+      mean: Means of the inputs, `(*groups, in)`, float32; zeros where there were none.
+      count: How many rows were added up, `(*groups,)`, float32; of a convolution those
+        of all positions of all images.
+      roles: Of every axis of the weight, as numbers of `Role`, int32.
+    """
+
+    second: Float[Array, "..."]
+    mean: Float[Array, "*groups in"]
+    count: Float[Array, "*groups"]
+    roles: Int[Array, " axes"]
+
+    def diagonal(self) -> Float[Array, "*groups in"]:
+        """The diagonal of `second`, in whatever form it is."""
+        extra = self.second.ndim - self.mean.ndim
+        if extra == 0:
+            return self.second
+        diagonal = jnp.diagonal(self.second, axis1=-2, axis2=-1)
+        if extra == 2:
+            diagonal = diagonal.reshape(*diagonal.shape[:-2], -1)
+        return diagonal[..., : self.mean.shape[-1]]
+
+    def arrange(
+        self, weight: Num[AnyArray, "*shape"]
+    ) -> Num[AnyArray, "*groups in out"]:
+        """The parameter as the matrix, or matrices, that the inputs meet.
+
+        Not under `jit` if `self` is an argument: the roles are read.
+        """
+        split, order, _ = self._layout(weight.shape)
+        matrix = weight.reshape(split).transpose(order)
+        return matrix.reshape(*self.mean.shape, -1)
+
+    def restore(
+        self, matrix: Num[AnyArray, "*groups in out"], shape: tuple[int, ...]
+    ) -> Num[AnyArray, "*shape"]:
+        """A weight of the given shape: undoes `arrange`."""
+        split, order, back = self._layout(shape)
+        return matrix.reshape([split[i] for i in order]).transpose(back).reshape(shape)
+
+    def _layout(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+        """The shape with groups as axes, their order as a matrix, and its inverse."""
+        roles = [Role(int(role)) for role in np.asarray(self.roles)]
+        if len(roles) != len(shape):
+            raise ValueError(f"expected a weight of {len(roles)} axes, got {shape}")
+        groups = iter(self.mean.shape[:-1])
+        split: list[int] = []
+        parts: dict[Role, list[int]] = {Role.GROUP: [], Role.INPUT: [], Role.OUTPUT: []}
+        for role, size in zip(roles, shape, strict=True):
+            if role == Role.GROUPED:
+                count = next(groups)
+                parts[Role.GROUP].append(len(split))
+                parts[Role.OUTPUT].append(len(split) + 1)
+                split += [count, size // count]
+                continue
+            if role == Role.GROUP:
+                next(groups)
+            parts[role].append(len(split))
+            split.append(size)
+        order = [i for part in parts.values() for i in part]
+        return split, order, [int(i) for i in np.argsort(order)]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Moments(Mapping[str, Moment]):
+    """Moments by the `/`-joined paths of the parameters: a mapping, and a pytree.
+
+    `ssvq.save(file, moments, metadata={"missing": dict(moments.missing)})` stores it,
+    `Moments.from_tree(ssvq.load(file))` reads it.
+
+    Attributes:
+      missing: What was not found: reasons in words, by path. A parameter of which some
+        uses were found and others were not is here, too.
+    """
+
+    def __init__(
+        self, moments: Mapping[str, Any], missing: Mapping[str, str] | None = None
+    ):
+        self._moments = dict(moments)
+        self.missing = dict(missing or {})
+
+    @classmethod
+    def from_tree(
+        cls, tree: Mapping[str, Any], missing: Mapping[str, str] | None = None
+    ) -> "Moments":
+        """From the dicts that `ssvq.load` gives.
+
+        Args:
+          tree: By path, the leaves of a `Moment` by name.
+          missing: What was not found, if that was stored: the file's metadata are
+            in `ssvq.load(file, lazy=True).metadata`.
+
+        Raises:
+          ValueError: A tree of something else.
+        """
+        names = {field.name for field in dataclasses.fields(Moment)}
+        for path, leaves in tree.items():
+            if not isinstance(leaves, Mapping) or set(leaves) != names:
+                raise ValueError(f"{path}: expected {', '.join(sorted(names))}")
+        return cls({path: Moment(**leaves) for path, leaves in tree.items()}, missing)
+
+    def __getitem__(self, path: str) -> Moment:
+        if path in self.missing and path not in self._moments:
+            raise KeyError(f"{path}: {self.missing[path]}")
+        return self._moments[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def __repr__(self) -> str:
+        shapes = {path: jnp.shape(m.second) for path, m in self._moments.items()}
+        return f"Moments({shapes}, missing={self.missing})"
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """Moments are children, by path; what is missing is static."""
+        children = [(jax.tree_util.DictKey(p), m) for p, m in self._moments.items()]
+        return children, (tuple(self._moments), tuple(self.missing.items()))
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Iterable[Any]) -> "Moments":
+        """Inverse of `tree_flatten_with_keys`."""
+        paths, missing = static
+        return cls(dict(zip(paths, children, strict=True)), dict(missing))
