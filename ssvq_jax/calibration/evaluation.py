@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from ssvq_jax.calibration import products
@@ -74,7 +75,7 @@ class Evaluator:
         seen.update(zip(jaxpr.invars, views, strict=True))
 
         def value(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else known[atom]
+            return _constant(atom) if isinstance(atom, Literal) else known[atom]
 
         def view(atom: Any) -> View | None:
             return None if isinstance(atom, Literal) else seen.get(atom)
@@ -163,9 +164,6 @@ class Evaluator:
             ),
             *(None if view is None else view.enter(depth) for view in views[last:]),
         ]
-        for before, within in zip(views[first:last], inner[first:last], strict=True):
-            if before is not None and within is None:
-                self.found.note(before, "carried from step to step of a loop")
         results: list[View | None] = []
 
         def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], Any]:
@@ -201,10 +199,11 @@ class Evaluator:
             self.found.add(key, value)
         for key, value in zip(stacked, slabs, strict=True):
             self.found.add(*_unstack(key, value))
-        kept = [
-            view if carried is not None else None
-            for view, carried in zip(views[first:last], inner[first:last], strict=True)
-        ]
+        kept = inner[first:last]
+        for own, before, after in zip(kept, views[first:last], results, strict=False):
+            for view in filter(None, (before, after)):
+                if own is None:
+                    self.found.note(view, "carried from step to step of a loop")
         left = [
             None if view is None else view.leave(depth, params["length"])
             for view in results[params["num_carry"] :]
@@ -218,7 +217,9 @@ class Evaluator:
 
         def run(branch: ClosedJaxpr, *values: Any) -> tuple[list[Any], Found]:
             evaluator = Evaluator(self.form, self.depth)
-            results, _ = evaluator.closed(branch, values, views)
+            results, parts = evaluator.closed(branch, values, views)
+            for view in filter(None, parts):
+                evaluator.found.note(view, "a result of a branch")
             return results, evaluator.found
 
         index, *values = operands
@@ -257,6 +258,13 @@ class Evaluator:
         self.found.merge_notes(best)
         for key, value in best.sums.items():
             self.found.add(key, value)
+
+
+def _constant(literal: Literal) -> Any:
+    """The value of a literal; Python's numbers get their dtype."""
+    dtype = getattr(literal.val, "dtype", None)
+    own: Any = literal.aval
+    return literal.val if dtype == own.dtype else np.asarray(literal.val, own.dtype)
 
 
 def _bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from ssvq_jax.calibration.found import Role
 from ssvq_jax.core.blocks import AnyArray
@@ -37,10 +37,10 @@ class Moment:
       roles: Of every axis of the weight, as numbers of `Role`, int32.
     """
 
-    second: Float[Array, "..."]
-    mean: Float[Array, "*groups in"]
-    count: Float[Array, "*groups"]
-    roles: Int[Array, " axes"]
+    second: Any
+    mean: Any
+    count: Any
+    roles: Any
 
     def diagonal(self) -> Float[Array, "*groups in"]:
         """The diagonal of `second`, in whatever form it is."""

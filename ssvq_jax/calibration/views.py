@@ -132,6 +132,7 @@ _SAME = {
     "reduce_precision",
     "reshard",
     "sharding_constraint",
+    "stop_gradient",
 }
 
 

@@ -67,6 +67,8 @@ def test_dense(rows, rng):
         lambda w, x: jax.vmap(lambda x: x @ w)(x),
         lambda w, x: jax.vmap(lambda x, w: x @ w)(x, jnp.broadcast_to(w, (7, 6, 4))),
         lambda w, x: lax.cond(x[0, 0] > 9, lambda: (x @ w) * 2, lambda: x @ w),
+        lambda w, x: lax.cond(x[0, 0] > 9, lambda: 0.0, lambda: (x @ w).sum()),
+        lambda w, x: x @ lax.stop_gradient(w),
         lambda w, x: lax.optimization_barrier((x, w))[0] @ w[None].squeeze(0),
     ],
 )
