@@ -39,13 +39,16 @@ def calibrate(
       apply: A function that JAX can trace; its results are ignored.
       params: Pytree of parameters, as for `ssvq_jax.compress`.
       batches: What `apply` takes, one batch after the other; pytrees of arrays. They
-        may be sharded over a mesh: sums are those of all devices.
+        may be sharded over a mesh: sums are those of all devices. Batches of other
+        shapes are compiled for anew.
       rules: Parameters whose first matching rule has a codec are looked for; without
         rules, all floating ones.
       form: Of the second moments: "full" `(in, in)`; "diagonal" `(in,)`; a number `b`
         for blocks `(ceil(in / b), b, b)`, consecutive inputs, the last padded with
         zeros. The latter two are for wide layers: "full" holds `4 * in**2` bytes a
-        parameter and adds `in**2` products a row.
+        parameter and takes `in**2` multiplications a row. EfficientNet-Lite0 (50
+        kernels, 53 MiB of moments) takes 4 s for 50 images on 2 CPU cores, 9 s more for
+        compiling, and 1.9 GiB at most, most of them its activations.
 
     Returns:
       `Moments`: sums over the rows of all batches. See `Moment` for their layout.
@@ -99,6 +102,7 @@ def calibrate(
             step = jax.jit(functools.partial(_add, one), donate_argnums=0)
             sums = _zeros(jax.eval_shape(one, leaves, batch), sharding)
         sums, flags = step(sums, leaves, batch)
+        jax.block_until_ready(finite[-1:])  # no more than two batches under way
         finite.append(flags)
     if sums is None:
         raise ValueError("batches: expected at least one, got none")

@@ -20,7 +20,7 @@ from ssvq_jax.calibration.views import REPEATED, Factor, View, split
 Form = Literal["full", "diagonal"] | int
 """Of second moments: whole, their diagonal, or blocks of so many inputs on it."""
 
-_PATCH_BYTES = 2**28  # of the patches of a convolution that are held at a time
+_PATCH_BYTES = 2**23  # of patches at a time; on CPUs 256 MiB take three times as long
 
 
 def dense(
@@ -40,11 +40,11 @@ def dense(
     contracted, x_contracted, batch, x_batch = numbers
     rows = [i for i in range(x.ndim) if i not in (*x_contracted, *x_batch)]
     outputs = [i for i in range(len(view.dims)) if i not in (*contracted, *batch)]
-    x = x.transpose(*x_batch, *rows, *x_contracted)
+    x = x.transpose(*x_batch, *x_contracted, *rows)
     groups, inputs, others = (
         [view.dims[i] for i in axes] for axes in (batch, contracted, outputs)
     )
-    return _sums(view, groups, inputs, others, len(rows), x, form)
+    return _sums(view, groups, inputs, others, x, form)
 
 
 def convolution(
@@ -52,7 +52,7 @@ def convolution(
 ) -> tuple[Key, Sums]:
     """Sums of a `conv_general_dilated` whose kernel is a parameter.
 
-    The patches of as many images are held at a time as fit into 256 MiB.
+    The patches of as many images are held at a time as fit into 8 MiB, or of one.
 
     Args:
       view: The kernel.
@@ -77,18 +77,11 @@ def convolution(
     taps = [math.prod(f.size for f in dim) for dim in window]
 
     def sums(images: Num[Array, "..."]) -> tuple[Key, Sums]:
-        patches = _patches(images, taps, params)  # (n, sides, groups, inputs, taps)
-        patches = jnp.moveaxis(patches, len(taps) + 1, 0)
-        return _sums(
-            view,
-            [divided[0]],
-            [inputs, *window],
-            [divided[1]],
-            len(taps) + 1,
-            patches,
-            form,
-        )
+        x = _patches(images, taps, params)
+        return _sums(view, [divided[0]], [inputs, *window], [divided[1]], x, form)
 
+    if math.prod(taps) == 1:
+        return sums(x)
     patches = jax.eval_shape(lambda x: _patches(x, taps, params), x)
     return _by_chunks(sums, x, patches.size * patches.dtype.itemsize)
 
@@ -129,29 +122,28 @@ def _sums(
     groups: Sequence[tuple[Factor, ...]],
     inputs: Sequence[tuple[Factor, ...]],
     outputs: Sequence[tuple[Factor, ...]],
-    rows: int,
     x: Num[Array, "..."],
     form: Form,
 ) -> tuple[Key, Sums]:
-    """Sums of `x`, whose axes are those of the groups, `rows` more, and the inputs."""
+    """Sums of `x`, whose axes are those of the groups, of the inputs, and rows."""
     key, order = _layout(view, groups, inputs, outputs)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise NotFollowedError("a product with complex numbers")
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         x = x.astype(jnp.float32)
     leading = [factor for dim in groups for factor in dim]
-    count = math.prod(x.shape[len(groups) : len(groups) + rows])
     contracted = [factor.size for dim in inputs for factor in dim]
-    x = x.reshape(*(factor.size for factor in leading), count, *contracted)
+    count = math.prod(x.shape[len(groups) + len(inputs) :])
+    x = x.reshape(*(factor.size for factor in leading), *contracted, count)
     # Where the parameter is repeated, groups are rows more.
     kept = [i for i, factor in enumerate(leading) if factor.axis != REPEATED]
     more = [i for i in range(len(leading)) if i not in kept]
-    x = x.transpose(*kept, *more, len(leading), *(len(leading) + 1 + i for i in order))
+    x = x.transpose(*kept, *(len(leading) + i for i in order), *more, x.ndim - 1)
     sizes = tuple(leading[i].size for i in kept)
     count *= math.prod(leading[i].size for i in more)
-    x = x.reshape(math.prod(sizes), count, math.prod(contracted))
+    x = x.reshape(math.prod(sizes), math.prod(contracted), count)
     second = _second(x, form)
-    total = jnp.sum(x, 1, dtype=jnp.float32)
+    total = jnp.sum(x, 2, dtype=jnp.float32)
     return key, Sums(
         second.reshape(*sizes, *second.shape[1:]),
         total.reshape(*sizes, total.shape[1]),
@@ -159,22 +151,31 @@ def _sums(
     )
 
 
-def _second(x: Num[Array, "g n i"], form: Form) -> Float[Array, "g ..."]:
+def _second(x: Num[Array, "g i n"], form: Form) -> Float[Array, "g ..."]:
     if form == "diagonal":
-        return jnp.sum(jnp.square(x.astype(jnp.float32)), 1)
+        return jnp.sum(jnp.square(x.astype(jnp.float32)), 2)
     if form == "full":
-        blocks = x[:, :, None]
+        blocks = x[:, None]
     else:
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % form)))
-        blocks = x.reshape(*x.shape[:2], -1, form)
-    products = jnp.einsum(
-        "gnbi,gnbj->gbij",
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % form), (0, 0)))
+        blocks = x.reshape(x.shape[0], -1, form, x.shape[2])
+    if blocks.dtype == jnp.float32:
+        products = _products(blocks)
+    else:  # XLA's CPU kernels do not add up products of these in float32
+        products = jax.lax.platform_dependent(
+            blocks, cpu=lambda x: _products(x.astype(jnp.float32)), default=_products
+        )
+    return products[:, 0] if form == "full" else products
+
+
+def _products(blocks: Num[Array, "g b i n"]) -> Float[Array, "g b i i"]:
+    return jnp.einsum(
+        "gbin,gbjn->gbij",
         blocks,
         blocks,
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return products[:, 0] if form == "full" else products
 
 
 def _layout(
@@ -216,7 +217,7 @@ def _layout(
 def _by_chunks(
     sums: Callable[[Array], tuple[Key, Sums]], x: Num[Array, "n ..."], nbytes: int
 ) -> tuple[Key, Sums]:
-    """Sums of some images at a time, so that their patches fit into memory."""
+    """Sums of some images at a time, so that their patches stay small."""
     images = x.shape[0]
     chunk = next(
         (
@@ -248,23 +249,24 @@ def _by_chunks(
 def _patches(
     x: Num[Array, "..."], taps: Sequence[int], params: Mapping[str, Any]
 ) -> Num[Array, "..."]:
-    """`(n, *sides, groups, inputs)` to `(n, *outputs, groups, inputs, *taps)`."""
+    """`(n, *sides, groups, inputs)` to `(groups, inputs, *taps, n, *outputs)`."""
+    x = x.transpose(-2 % x.ndim, -1 % x.ndim, *range(x.ndim - 2))
     dilations = params["lhs_dilation"]
     pads = [
         (low, high, n - 1)
         for (low, high), n in zip(params["padding"], dilations, strict=True)
     ]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0), (0, 0, 0)])
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + pads)
     strides, spread = params["window_strides"], params["rhs_dilation"]
     for side, (size, stride, step) in enumerate(
         zip(taps, strides, spread, strict=True)
     ):
-        axis = side + 1
+        axis = x.ndim - len(taps) + side
         count = (x.shape[axis] - step * (size - 1) - 1) // stride + 1
         last = stride * (count - 1) + 1
         parts = [
             jax.lax.slice_in_dim(x, step * i, step * i + last, stride, axis)
             for i in range(size)
         ]
-        x = jnp.stack(parts, -1)
+        x = jnp.stack(parts, 2 + side)
     return x

@@ -179,7 +179,8 @@ def test_save_and_load(params, rng, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_sharded_batches(kind, rng):
+def test_sharded_batches(kind, rng, monkeypatch):
+    monkeypatch.setattr("ssvq_jax.calibration.products._PATCH_BYTES", 15000)
     mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
     params = {"conv": floats(rng, 3, 3, 2, 4), "dense": floats(rng, 4, 3)}
 
