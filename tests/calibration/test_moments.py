@@ -180,7 +180,7 @@ def test_save_and_load(params, rng, tmp_path):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_batches(kind, rng, monkeypatch):
-    monkeypatch.setattr("ssvq_jax.calibration.products._PATCH_BYTES", 15000)
+    monkeypatch.setattr("ssvq_jax.calibration.products._PATCH_BYTES", 7200)  # 4 images
     mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
     params = {"conv": floats(rng, 3, 3, 2, 4), "dense": floats(rng, 4, 3)}
 
@@ -297,3 +297,27 @@ def test_linen_with_scan(remat, rng, key):
         assert_second(jax.tree.map(lambda a, i=i: a[i], moments[inner]), normed)
         x, _ = Layer().apply({"params": layer}, x, None)
     assert_second(moments["head/kernel"], x)
+
+
+@promoting
+def test_nnx_with_scan(rng):
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(key):
+        return nnx.Linear(4, 4, rngs=nnx.Rngs(key))
+
+    class Network(nnx.Module):
+        def __init__(self):
+            self.layers = stack(jax.random.split(jax.random.key(0), 3))
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+            def run(layer, x):
+                return jnp.tanh(layer(x))
+
+            return run(self.layers, x)
+
+    model, x = Network(), floats(rng, 5, 4)
+    found = ssvq_jax.nnx.calibrate(model, [x])["layers/kernel"]
+    for i in range(3):
+        assert_second(jax.tree.map(lambda a, i=i: a[i], found), x)
+        x = jnp.tanh(x @ model.layers.kernel[i] + model.layers.bias[i])
