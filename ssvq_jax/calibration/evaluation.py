@@ -154,8 +154,8 @@ class Evaluator:
     ) -> tuple[list[Any], list[View | None]]:
         """A scan with sums among its results: added up, or one per slice."""
         body, depth = params["jaxpr"], self.depth
-        first = params["num_consts"]
-        last = first + params["num_carry"]
+        first, carries = _scan_counts(params)
+        last = first + carries
         inner: list[View | None] = [
             *views[:first],
             *(
@@ -170,7 +170,6 @@ class Evaluator:
             evaluator = Evaluator(self.form, depth + 1)
             values = [*operands[:first], *carry, *slices]
             values, results[:] = evaluator.closed(body, values, inner)
-            carries = params["num_carry"]
             return values[:carries], (values[carries:], evaluator.found)
 
         carry, slices = operands[first:last], operands[last:]
@@ -206,7 +205,7 @@ class Evaluator:
                     self.found.note(view, "carried from step to step of a loop")
         left = [
             None if view is None else view.leave(depth, params["length"])
-            for view in results[params["num_carry"] :]
+            for view in results[carries:]
         ]
         return [*carry, *values], [*kept, *left]
 
@@ -258,6 +257,14 @@ class Evaluator:
         self.found.merge_notes(best)
         for key, value in best.sums.items():
             self.found.add(key, value)
+
+
+def _scan_counts(params: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12
+    return len(consts), len(carry)
 
 
 def _constant(literal: Literal) -> Any:
