@@ -79,7 +79,7 @@ def test_step_by_step_against_the_reference(
         assert frozen_once < latent.size
 
 
-def _frozen_signs_stay(tx, select, rng, key):
+def _check_that_frozen_signs_stay(tx, select, rng, key):
     params = _trainable(rng, key)
     state = tx.init(params)
 
@@ -113,14 +113,14 @@ def test_frozen_signs_never_move_in_a_chain(rng, key):
         optax.adamw(0.05, weight_decay=0.1),
         ssvq.freeze_signs(interval=10, threshold=0.04),
     )
-    _frozen_signs_stay(tx, lambda state: state[-1], rng, key)
+    _check_that_frozen_signs_stay(tx, lambda state: state[-1], rng, key)
 
 
 def test_frozen_signs_never_move_under_momentum(rng, key):
     tx = optax.chain(
         optax.sgd(0.02, momentum=0.9), ssvq.freeze_signs(interval=10, threshold=0.04)
     )
-    _frozen_signs_stay(tx, lambda state: state[-1], rng, key)
+    _check_that_frozen_signs_stay(tx, lambda state: state[-1], rng, key)
 
 
 def test_frozen_signs_never_move_in_a_partition(rng, key):
@@ -136,7 +136,7 @@ def test_frozen_signs_never_move_in_a_partition(rng, key):
     def select(state):
         return state.inner_states["sign"].inner_state[-1]
 
-    _frozen_signs_stay(tx, select, rng, key)
+    _check_that_frozen_signs_stay(tx, select, rng, key)
 
 
 def test_the_majority_decides_and_survives_rounding():
