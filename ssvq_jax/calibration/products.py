@@ -112,7 +112,9 @@ def lookup(
     indices = jnp.clip(indices, 0, count - 1)
     total = jnp.zeros(count, jnp.float32).at[indices].add(weights)
     outputs = [dim for i, dim in enumerate(view.dims) if i != axis]
-    key, _ = _layout(view, [], [view.dims[axis]], outputs)
+    key, order = _layout(view, [], [view.dims[axis]], outputs)
+    if order != sorted(order):
+        raise NotFollowedError("a gather of rows in another order than the parameter's")
     key = dataclasses.replace(key, lookup=True)
     return key, Sums(total, total, jnp.sum(weights))
 
