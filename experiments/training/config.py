@@ -10,7 +10,7 @@ import ssvq_jax as ssvq
 from experiments.models.network import Network
 from experiments.tasks import Task
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def _command(folder, output, *options):
 
 def _start(command, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
-    # The processes of a test compile the same programs, perhaps those of other tests.
+    # A folder of their own: a process that is killed may leave half a program there.
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(command[3]).parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -49,7 +49,7 @@ def _start(command, devices=1):
     return subprocess.Popen(
         command,
         cwd=pathlib.Path(__file__).parents[2],
-        env={**cache, **os.environ, "XLA_FLAGS": flags, "COLUMNS": "200"},
+        env={**os.environ, **cache, "XLA_FLAGS": flags, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
