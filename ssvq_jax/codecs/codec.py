@@ -120,7 +120,7 @@ class Compressed(abc.ABC):
     dtype: Any = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(metadata={"static": True})
 
-    labels: ClassVar[Mapping[str, str]] = {"codebook": "codebook"}
+    labels: ClassVar[Mapping[str, str]] = {}
     """Labels of leaves for `label_tree`; a leaf not named here is "other"."""
 
     bit_leaf: ClassVar[str | None] = None

@@ -10,9 +10,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ssvq_jax.codecs.codebook import (
-    codewords_as,
-)
 from ssvq_jax.codecs.codec import Compressed, is_compressed
 from ssvq_jax.core.sharding import sharding_of
 
@@ -144,7 +141,7 @@ def _from_tables(x: Float[Array, "rows in"], node: Any) -> Float[Array, "rows ou
     groups, outputs = node.codes.shape
     codewords, block = node.codec.codewords, node.codec.block
     width = _table_width(node) or block
-    values = codewords_as(node.codebook, node.scale, jnp.dtype(node.dtype))
+    values = node.codewords(jnp.dtype(node.dtype))
     values = values.astype(node.dtype).astype(jnp.float32)
     # A power of two of codewords, so that the compiler sees masked codes in bounds.
     size = 1 << (codewords - 1).bit_length()

@@ -11,21 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssvq_jax.codecs.codebook import (
-    cluster,
-    codebook_fields,
-    codebook_shapes,
-    codes_field,
-    codewords_as,
-    lookup,
-    pack_blocks,
-    require_codebook_dtype,
-    restore_codebook,
-    store_codebook,
-    stored_codebook,
-)
-from ssvq_jax.codecs.codec import Codec, Compressed, Field
-from ssvq_jax.core.bits import unpack_bits
+from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
+from ssvq_jax.codecs.codec import Field
+from ssvq_jax.core.bits import pack_blocks, unpack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
 from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.sharding import place, replicate, sharding_of
@@ -34,7 +22,7 @@ _LARGEST_GROUP = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class MVQ(Codec):
+class MVQ(CodebookCodec):
     """Masked vector quantization: `W_q = C[A] * mask`.
 
     Of each `M` consecutive weights of a block the `N` largest are kept; distances and
@@ -61,39 +49,26 @@ class MVQ(Codec):
     codebook_dtype: str = "int8"
 
     def __post_init__(self):
-        require_integer("codewords", self.codewords, 2)
+        super().__post_init__()
         if not isinstance(self.keep, Sequence) or len(self.keep) != 2:
             raise TypeError(f"keep: expected a pair (N, M), got {self.keep!r}")
         kept, group = self.keep
         require_integer("keep: M", group, 1, _LARGEST_GROUP)
         require_integer("keep: N", kept, 1, group)
         object.__setattr__(self, "keep", (kept, group))
-        require_integer("block", self.block, 1)
         if self.block % group:
             raise ValueError(
                 f"block: expected a multiple of M = {group}, got {self.block}"
             )
-        require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
         kept = from_blocks(_kept(replicate(weight), self, axis), weight.shape, axis)
         mask = kept.astype(jnp.float32)
-        codebook, codes = cluster(
-            weight,
-            mask if importance is None else mask * replicate(importance),
-            codewords=self.codewords,
-            block=self.block,
-            axis=axis,
-            key=key,
-        )
+        if importance is not None:
+            mask = mask * replicate(importance)
         return MVQWeight(
-            codec=self,
-            shape=weight.shape,
-            dtype=weight.dtype,
-            axis=axis,
-            codebook=codebook,
-            codes=codes,
             mask=pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
+            **self.clustered(weight, mask, key=key, axis=axis),
         )
 
     def fields(self, shape, axis):
@@ -101,16 +76,10 @@ class MVQ(Codec):
         patterns = math.comb(group, kept)
         groups = math.prod(grid_shape(shape, group, axis))
         bits = (patterns - 1).bit_length()
-        return (
-            *codebook_fields(self.codewords, self.block, self.codebook_dtype),
-            codes_field(self.codewords, shape, self.block, axis),
-            Field("mask", groups, bits, limit=patterns, kind="masks"),
-        )
+        mask = Field("mask", groups, bits, limit=patterns, kind="masks")
+        return (*super().fields(shape, axis), mask)
 
     def restore(self, shape, dtype, axis, stored):
-        leaves = restore_codebook(
-            stored, self.codewords, shape, self.block, axis, dtype
-        )
         group = self.keep[1]
         patterns = np.array(_patterns(*self.keep), np.uint32)
         table = (patterns[:, None] >> np.arange(group, dtype=np.uint32)) & 1
@@ -119,61 +88,33 @@ class MVQ(Codec):
         groups = full.reshape(-1, group)
         groups[_stored_groups(shape, self, axis)] = bits
         full &= valid_positions(shape, self.block, axis)
-        mask = np.packbits(full, axis=-1, bitorder="little")
-        return MVQWeight(
-            codec=self,
-            shape=shape,
-            dtype=dtype,
-            axis=axis,
-            mask=jnp.asarray(mask),
-            **leaves,
-        )
+        mask = jnp.asarray(np.packbits(full, axis=-1, bitorder="little"))
+        return MVQWeight(mask=mask, **self.restored(shape, dtype, axis, stored))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class MVQWeight(Compressed):
-    """A weight compressed by `MVQ`. See `Compressed`.
+class MVQWeight(CodebookWeight):
+    """A weight compressed by `MVQ`. See `CodebookWeight` for the other leaves.
 
     Attributes:
-      codebook: `(k, d)`; float32 in training, `codebook_dtype` at last.
-      codes: Codeword of every block, unsigned integers in the shape of the grid.
       mask: uint8 `(*grid, ceil(d / 8))`: one bit per weight, 1 where it is kept, the
         block's first weight in the lowest bit.
-      scale: float32 scalar of an int8 codebook.
     """
 
-    codebook: Any
-    codes: Any
     mask: Any
-    scale: Any = None
 
     bit_leaf: ClassVar = "mask"
     bit_factors: ClassVar = (0.0, 1.0)
 
-    @property
-    def grid_leaf(self):
-        return self.codes
-
     def shapes(self):
-        shapes = codebook_shapes(self)
+        shapes = super().shapes()
         return {**shapes, "mask": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
     def values(self, dtype):
         kept = unpack_bits(self.mask, self.codec.block, self.shape, self.axis)
-        values = lookup(
-            codewords_as(self.codebook, self.scale, dtype),
-            self.codes,
-            self.shape,
-            self.axis,
-        )
+        values = self.lookup(dtype)
         return jnp.where(kept, values, jnp.zeros_like(values))
-
-    def finalize(self):
-        codebook, scale = store_codebook(
-            self.codebook, self.scale, self.codec.codebook_dtype
-        )
-        return self.replace(codebook=codebook, scale=scale)
 
     def stored(self):
         group = self.codec.keep[1]
@@ -185,12 +126,10 @@ class MVQWeight(Compressed):
         ]
         pairs = np.packbits(groups, axis=-1, bitorder="little").astype(np.uint16)
         patterns = pairs[:, 0] if group <= 8 else pairs @ np.array([1, 256], np.uint16)
-        stored = stored_codebook(self.codebook, self.scale, self.codes)
         # A group with padding may have less than N ones, all of them its lowest bits:
         # then the first pattern, which has those too, stands for it.
         ranks = np.searchsorted(_patterns(*self.codec.keep), np.arange(1 << group))
-        stored["mask"] = ranks.astype(np.uint16)[patterns]
-        return stored
+        return {**super().stored(), "mask": ranks.astype(np.uint16)[patterns]}
 
 
 def _kept(weight, codec, axis):

@@ -8,29 +8,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs.codebook import (
-    cluster,
-    codebook_fields,
-    codebook_shapes,
-    codes_field,
-    codewords_as,
-    from_valid_bits,
-    lookup,
-    pack_blocks,
-    require_codebook_dtype,
-    restore_codebook,
-    store_codebook,
-    stored_codebook,
-    valid_bits,
-)
-from ssvq_jax.codecs.codec import Codec, Compressed, Field
-from ssvq_jax.core.bits import unpack_bits
-from ssvq_jax.core.checks import require_integer
+from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
+from ssvq_jax.codecs.codec import Field
+from ssvq_jax.core.bits import from_valid_bits, pack_blocks, unpack_bits, valid_bits
 from ssvq_jax.core.signs import sign_ste, split_signs
 
 
 @dataclasses.dataclass(frozen=True)
-class SSVQ(Codec):
+class SSVQ(CodebookCodec):
     """Sign-splitting vector quantization.
 
     `W_q = C[A] * sign(L)`: k-means on the blocks of `|W|` gives the codebook `C` and
@@ -64,8 +49,7 @@ class SSVQ(Codec):
     codebook_dtype: str = "float16"
 
     def __post_init__(self):
-        require_integer("codewords", self.codewords, 2)
-        require_integer("block", self.block, 1)
+        super().__post_init__()
         if not isinstance(self.learn_signs, bool):
             raise TypeError(
                 f"learn_signs: expected True or False, got {self.learn_signs!r}"
@@ -80,27 +64,12 @@ class SSVQ(Codec):
             raise ValueError(
                 f"latent_scale: expected a number above 0, got {self.latent_scale}"
             )
-        require_codebook_dtype(self.codebook_dtype)
 
     def encode(self, weight, *, key, importance, axis):
-        codebook, codes = cluster(
-            weight,
-            importance,
-            magnitudes=True,
-            codewords=self.codewords,
-            block=self.block,
-            axis=axis,
-            key=key,
-        )
-        node = SSVQWeight(
-            codec=self,
-            shape=weight.shape,
-            dtype=weight.dtype,
-            axis=axis,
-            # k-means works on centred points: means of magnitudes may round to below 0.
-            codebook=jnp.maximum(codebook, 0.0),
-            codes=codes,
-        )
+        leaves = self.clustered(weight, importance, key=key, axis=axis, magnitudes=True)
+        # k-means works on centred points: means of magnitudes may round to below 0.
+        leaves["codebook"] = jnp.maximum(leaves["codebook"], 0.0)
+        node = SSVQWeight(**leaves)
         if self.learn_signs:
             # A buffer of its own: a step that donates it leaves the weight alone.
             latent = jnp.array(weight, jnp.float32, copy=True)
@@ -110,84 +79,54 @@ class SSVQ(Codec):
         return node.replace(signs=_pack_signs(weight, self.block, axis))
 
     def fields(self, shape, axis):
-        return (
-            *codebook_fields(self.codewords, self.block, self.codebook_dtype),
-            codes_field(self.codewords, shape, self.block, axis),
-            Field("signs", math.prod(shape), 1, limit=2, kind="signs"),
-        )
+        signs = Field("signs", math.prod(shape), 1, limit=2, kind="signs")
+        return (*super().fields(shape, axis), signs)
 
     def restore(self, shape, dtype, axis, stored):
-        leaves = restore_codebook(
-            stored, self.codewords, shape, self.block, axis, dtype
-        )
         signs = from_valid_bits(stored["signs"], shape, self.block, axis)
-        return SSVQWeight(
-            codec=self, shape=shape, dtype=dtype, axis=axis, signs=signs, **leaves
-        )
+        return SSVQWeight(signs=signs, **self.restored(shape, dtype, axis, stored))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SSVQWeight(Compressed):
-    """A weight compressed by `SSVQ`. See `Compressed`.
+class SSVQWeight(CodebookWeight):
+    """A weight compressed by `SSVQ`. See `CodebookWeight` for the other leaves.
 
     Attributes:
-      codebook: `(k, d)` magnitudes; float32 in training, `codebook_dtype` at last.
-      codes: Codeword of every block, unsigned integers in the shape of the grid: the
-        weight's shape with `axis` divided by `d`.
       latent: float32 of the weight's shape, where signs are learned.
       signs: uint8 `(*grid, ceil(d / 8))`, where they are not: one bit per weight, 1
         for minus, the block's first weight in the lowest bit.
-      scale: float32 scalar of an int8 codebook.
     """
 
-    codebook: Any
-    codes: Any
     latent: Any = None
     signs: Any = None
-    scale: Any = None
 
-    labels: ClassVar = {"codebook": "codebook", "latent": "sign"}
+    labels: ClassVar = {**CodebookWeight.labels, "latent": "sign"}
     bit_leaf: ClassVar = "signs"
     bit_factors: ClassVar = (1.0, -1.0)
 
-    @property
-    def grid_leaf(self):
-        return self.codes
-
     def shapes(self):
-        shapes = codebook_shapes(self)
+        shapes = super().shapes()
         if self.latent is not None:
             return {**shapes, "latent": self.shape}
         return {**shapes, "signs": (*shapes["codes"], math.ceil(self.codec.block / 8))}
 
     def values(self, dtype):
-        magnitude = lookup(
-            codewords_as(self.codebook, self.scale, dtype),
-            self.codes,
-            self.shape,
-            self.axis,
-        )
+        magnitude = self.lookup(dtype)
         if self.latent is not None:
             return magnitude * sign_ste(self.latent)
         minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
         return jnp.where(minus, -magnitude, magnitude)
 
     def finalize(self):
-        codebook, scale = store_codebook(
-            self.codebook, self.scale, self.codec.codebook_dtype
-        )
         signs = self.signs
         if self.latent is not None:
             signs = _pack_signs(self.latent, self.codec.block, self.axis)
-        return self.replace(codebook=codebook, scale=scale, latent=None, signs=signs)
+        return super().finalize().replace(latent=None, signs=signs)
 
     def stored(self):
-        stored = stored_codebook(self.codebook, self.scale, self.codes)
-        stored["signs"] = valid_bits(
-            self.signs, self.shape, self.codec.block, self.axis
-        )
-        return stored
+        signs = valid_bits(self.signs, self.shape, self.codec.block, self.axis)
+        return {**super().stored(), "signs": signs}
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -1,11 +1,15 @@
 """One bit per weight, eight to a byte: how signs and masks are kept in memory."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
+
+from ssvq_jax.core.blocks import grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
 
 
 def pack_bits(bits: Bool[Array, "*grid d"]) -> UInt8[Array, "*grid bytes"]:
@@ -62,3 +66,35 @@ def unpack_bits(
     bits = jnp.right_shift(packed, shifts) & np.uint8(1)
     bits = bits.reshape(*shape[:axis], -1, *shape[axis + 1 :])
     return jax.lax.slice_in_dim(bits, 0, shape[axis], axis=axis) == 1
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def pack_blocks(
+    bits: Bool[Array, "*shape"], block: int, axis: int
+) -> UInt8[Array, "*grid bytes"]:
+    """One bit per weight, packed block by block, sharded as `bits` are."""
+    shape = (*grid_shape(bits.shape, block, axis), math.ceil(block / 8))
+    pack = compiler_sharded(
+        lambda bits: pack_bits(jnp.asarray(to_blocks(bits, block, axis))),
+        fit_sharding(sharding_of(bits), shape),
+    )
+    return pack(bits)
+
+
+def valid_bits(
+    packed: Array, shape: tuple[int, ...], block: int, axis: int
+) -> np.ndarray:
+    """The bits of a packed grid in its order, without those of padded positions."""
+    bits = np.unpackbits(np.asarray(packed), axis=-1, count=block, bitorder="little")
+    valid = np.broadcast_to(valid_positions(shape, block, axis), bits.shape)
+    return bits[valid]
+
+
+def from_valid_bits(
+    bits: np.ndarray, shape: tuple[int, ...], block: int, axis: int
+) -> Array:
+    """Inverse of `valid_bits`; padded positions get 0."""
+    grid = grid_shape(shape, block, axis)
+    full = np.zeros((*grid, block), np.uint8)
+    full[np.broadcast_to(valid_positions(shape, block, axis), full.shape)] = bits
+    return jnp.asarray(np.packbits(full, axis=-1, bitorder="little"))
