@@ -18,6 +18,13 @@ MOST_WEIGHTS_PER_BYTE = 256
 """A payload stores at least one byte for so many weights: what a file makes a reader
 allocate stays in proportion to its length."""
 
+_ALWAYS_WRITTEN = {
+    *("codewords", "block", "codebook_dtype", "learn_signs", "latent_scale", "keep"),
+    *("bits", "scale_dtype"),
+}
+"""The options of the first files. Any other is written where it is not the codec's
+default, which is therefore part of the format: it stays as it is."""
+
 _KEYS = ("version", "alignment", "codecs", "compressed", "containers", "metadata")
 
 
@@ -83,8 +90,7 @@ class Description:
             "version": VERSION,
             "alignment": self.alignment,
             "codecs": [
-                {"name": type(codec).__name__, **dataclasses.asdict(codec)}
-                for codec in codecs
+                {"name": type(codec).__name__, **_options(codec)} for codec in codecs
             ],
             "compressed": [
                 [codecs[x.codec], NAMES[x.dtype], x.axis, list(x.shape)]
@@ -154,6 +160,15 @@ def _entry(name: str, listed: Any, codecs: Sequence[Codec]) -> Entry:
         raise FormatError(f"{name}: {error}") from error
 
 
+def _options(codec: Codec) -> dict[str, Any]:
+    """What a file says of a codec."""
+    return {
+        field.name: getattr(codec, field.name)
+        for field in dataclasses.fields(codec)
+        if field.name in _ALWAYS_WRITTEN or getattr(codec, field.name) != field.default
+    }
+
+
 def _codec(entry: Any) -> Codec:
     """A codec from JSON; its own checks refuse values out of range."""
     try:
@@ -162,8 +177,12 @@ def _codec(entry: Any) -> Codec:
         options = dict(entry)
         codec = CODECS[options.pop("name")]
         names = {field.name for field in dataclasses.fields(codec)}
-        if set(options) != names:
-            raise ValueError(f"expected the options {', '.join(sorted(names))}")
+        unknown = options.keys() - names
+        if unknown:
+            raise ValueError(f"unknown options {sorted(unknown)}"[:200])
+        expected = names & _ALWAYS_WRITTEN
+        if not expected <= options.keys():
+            raise ValueError(f"expected the options {', '.join(sorted(expected))}")
         return codec(**options)
     except (TypeError, KeyError, ValueError, ArithmeticError) as error:
         raise FormatError(f"codec: {str(entry)[:200]}: {error}") from error

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 from typing import NamedTuple
 
@@ -10,7 +12,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import ssvq_jax as ssvq
+from ssvq_jax.codecs import CODECS as CODECS_BY_NAME
 from ssvq_jax.codecs.vq import VQWeight
+from ssvq_jax.export.description import Description, Entry
 
 CODECS = [
     ssvq.SSVQ(4, 8),
@@ -119,6 +123,24 @@ def test_state_of_a_module_comes_back_as_dicts(tmp_path):
     state = nnx.state(model, nnx.Param)
     ssvq.save(tmp_path / "x", state)
     chex.assert_trees_all_equal(ssvq.load(tmp_path / "x"), nnx.to_pure_dict(state))
+
+
+@dataclasses.dataclass(frozen=True)
+class Later(ssvq.VQ):
+    """A codec with an option that the first files do not have."""
+
+    later: str | None = None
+
+
+@pytest.mark.parametrize("later", [None, "x"])
+def test_later_options_are_written_where_they_differ(later, monkeypatch):
+    monkeypatch.setitem(CODECS_BY_NAME, "Later", Later)
+    entry = Entry(Later(2, 4, later=later), "float32", 0, (8, 4))
+    text = Description([entry], {}, {}).to_json()
+    first = {"name": "Later", "codewords": 2, "block": 4, "codebook_dtype": "float16"}
+    written = first if later is None else {**first, "later": later}
+    assert json.loads(text)["codecs"] == [written]
+    assert Description.from_json(text, ["a"]).entries == [entry]
 
 
 def test_a_single_node(tmp_path, rng, key):

@@ -131,7 +131,7 @@ def _rename(name):
         (_codec(name=[]), "codec"),
         (_codec(codewords=1), "codec.*codewords.*got 1"),
         (_codec(codewords="16"), "codec.*codewords"),
-        (_codec(more=1), "codec.*more"),
+        (_codec(more=1), r"codec.*unknown options \['more'\]"),
         (_codec(block=8), "a/kernel.*expected .* bytes"),
         (_codec(latent_scale=10**400), "codec"),
         (_codec(codewords=10**400), "a/kernel"),
