@@ -17,6 +17,7 @@ CODECS = [
     ssvq.VQ(4, 4, codebook_dtype="bfloat16"),
     ssvq.MVQ(4, 8, (2, 4)),
     ssvq.Uniform(3),
+    ssvq.SSVQ(4, 8, channel_scale="bfloat16"),
 ]
 
 

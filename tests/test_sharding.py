@@ -14,6 +14,7 @@ import ssvq_jax as ssvq
 CODECS = [
     ssvq.SSVQ(8, 8),
     ssvq.SSVQ(8, 8, learn_signs=False, codebook_dtype="int8"),
+    ssvq.SSVQ(8, 8, channel_scale="float16"),
     ssvq.VQ(8, 4),
     ssvq.Uniform(3),
     ssvq.MVQ(8, 8, (2, 4)),
@@ -52,7 +53,7 @@ def test_same_as_on_one_device(codec, spec, mesh, rng, key):
     chex.assert_trees_all_close(*gradients, rtol=1e-5)
 
 
-@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda codec: codec.describe())
+@pytest.mark.parametrize("codec", CODECS[:4], ids=lambda codec: codec.describe())
 def test_encode_under_jit(codec, mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))
@@ -66,9 +67,10 @@ def test_matmul(mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     x = rng.normal(size=(4, 64)).astype(np.float32)
     sharded = jax.device_put(weight, NamedSharding(mesh, P(None, "y")))
-    node = ssvq.finalize(ssvq.encode(ssvq.SSVQ(8, 8), sharded, key=key))
-    expected = x @ np.asarray(ssvq.decode(node))
-    np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-4, atol=1e-4)
+    for codec in (ssvq.SSVQ(8, 8), ssvq.SSVQ(8, 8, channel_scale="float16")):
+        node = ssvq.finalize(ssvq.encode(codec, sharded, key=key))
+        expected = x @ np.asarray(ssvq.decode(node))
+        np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):

@@ -74,7 +74,7 @@ class Config:
       weight_buffer_bytes: Stored weights that wait for the array, as in the file.
       prefetch: Whether weights of later products are fetched, as far as the buffer
         holds them, and the next one's first tile loaded, while one is computed.
-      codebook_bytes: Register file of the decoder: the codebook of one matrix.
+      codebook_bytes: Register file of the decoder: codebook and scales of one matrix.
       activation_buffer_bytes: Inputs and outputs of a product; what does not fit is
         read from and written to memory.
       accumulator_bytes: int32 sums of a column of tiles; what does not fit is written

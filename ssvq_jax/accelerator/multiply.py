@@ -29,7 +29,9 @@ def multiply(
       config: The machine.
 
     Returns:
-      `x @ W` of the integers: the weight's scale is left to the caller.
+      `x @ W` of the integers: the weight's `scale` and `channel_scale` are left to the
+      caller. That of a channel (see `core.blocks.channel_axis`) is a factor of an
+      output, but for convolutions in PyTorch's layout: their last axis is summed over.
 
     Raises:
       TypeError: Activations that are not int8.

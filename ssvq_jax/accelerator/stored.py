@@ -102,7 +102,8 @@ def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:
 def _by_codec(product: MatMul, codec: Codec) -> Stored | None:
     if product.weights is None:
         return None
-    shape, axis = (product.k * product.n, product.count), 1  # depthwise: channels
+    # Depthwise: blocks run along the channels, which are the outputs.
+    shape, axis = (product.k * product.n, 1, product.count), 2
     if product.count == 1:
         shape, axis = (product.k, product.n), 0
     if not codec.fits(shape, axis):

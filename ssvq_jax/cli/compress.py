@@ -45,6 +45,7 @@ def compress(
     bits: int = 2,
     keep: tuple[int, int] = (2, 4),
     codebook_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None,
+    channel_scale: Literal["float32", "float16", "bfloat16"] | None = None,
     include: str = ".*",
     exclude: str | None = None,
     min_weights: int = 4096,
@@ -68,6 +69,8 @@ def compress(
       bits: Bits per weight (uniform).
       keep: N and M: of each M weights the N largest are kept (mvq).
       codebook_dtype: Dtype of stored codebooks; int8 for mvq, else float16 by default.
+      channel_scale: Dtype of one scale an output channel; none by default (ssvq, vq,
+        mvq).
       include: Regular expression for whole names.
       exclude: Regular expression for whole names; wins over --include.
       min_weights: Fewest weights of a tensor to compress.
@@ -84,6 +87,7 @@ def compress(
         bits=bits,
         keep=keep,
         codebook_dtype=codebook_dtype,
+        channel_scale=channel_scale,
     )
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:

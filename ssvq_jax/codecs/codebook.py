@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, Num
 
 from ssvq_jax.codecs.clustering import cluster, code_dtype
 from ssvq_jax.codecs.codec import Codec, Compressed, Field
-from ssvq_jax.core.blocks import from_blocks, grid_shape
+from ssvq_jax.core.blocks import channel_shape, from_blocks, grid_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.lookup import take_codewords
 
-_CODEBOOK_DTYPES = ("float32", "float16", "bfloat16", "int8")
+_SCALE_DTYPES = ("float32", "float16", "bfloat16")
+_CODEBOOK_DTYPES = (*_SCALE_DTYPES, "int8")
 
 
 class CodebookCodec(Codec):
@@ -29,6 +30,7 @@ class CodebookCodec(Codec):
     codewords: int
     block: int
     codebook_dtype: str
+    channel_scale: str | None
 
     def __post_init__(self):
         require_integer("codewords", self.codewords, 2)
@@ -37,6 +39,11 @@ class CodebookCodec(Codec):
             raise ValueError(
                 f"codebook_dtype: expected one of {', '.join(_CODEBOOK_DTYPES)}, "
                 f"got {self.codebook_dtype!r}"
+            )
+        if self.channel_scale not in (None, *_SCALE_DTYPES):
+            raise ValueError(
+                f"channel_scale: expected None or one of {', '.join(_SCALE_DTYPES)}, "
+                f"got {self.channel_scale!r}"
             )
 
     def clustered(
@@ -49,10 +56,11 @@ class CodebookCodec(Codec):
         magnitudes: bool = False,
     ) -> dict[str, Any]:
         """What `CodebookWeight` holds of a weight, or of its magnitudes."""
-        codebook, codes = cluster(
+        codebook, codes, channel_scale = cluster(
             weight,
             importance,
             magnitudes=magnitudes,
+            channels=self.channel_scale is not None,
             codewords=self.codewords,
             block=self.block,
             axis=axis,
@@ -65,15 +73,20 @@ class CodebookCodec(Codec):
             "axis": axis,
             "codebook": codebook,
             "codes": codes,
+            "channel_scale": channel_scale,
         }
 
     def fields(self, shape, axis):
-        """Codebook, its scale where it is int8, `ceil(log2 k)` bits for every code."""
+        """Codebook, scales where there are some, `ceil(log2 k)` bits for every code."""
         dtype = self.codebook_dtype
         count, bits = self.codewords * self.block, 8 * jnp.dtype(dtype).itemsize
         fields = [Field("codebook", count, bits, dtype, kind="codebooks")]
         if dtype == "int8":
             fields.append(Field("scale", 1, 32, "float32", kind="codebooks"))
+        if self.channel_scale is not None:
+            dtype, count = self.channel_scale, math.prod(channel_shape(shape, axis))
+            bits = 8 * jnp.dtype(dtype).itemsize
+            fields.append(Field("channel_scale", count, bits, dtype, kind="codebooks"))
         count = math.prod(grid_shape(shape, self.block, axis))
         bits = (self.codewords - 1).bit_length()
         codes = Field("codes", count, bits, limit=self.codewords, kind="codes")
@@ -89,16 +102,21 @@ class CodebookCodec(Codec):
         """What `CodebookWeight` holds, from stored arrays, checked.
 
         Raises:
-          ValueError: A codebook or scale that is not finite, or not so in `dtype`.
+          ValueError: A codebook or scale that is not finite, or weights that are not
+            so in `dtype`.
         """
         codebook = jnp.asarray(stored["codebook"].reshape(self.codewords, self.block))
         values = codebook.astype(jnp.float32)
-        scale = None
+        scale = channel_scale = None
         if "scale" in stored:
             scale = jnp.asarray(stored["scale"].reshape(()))
             require_finite("scale", scale)
             values = values * scale
-        require_finite("codebook", values.astype(dtype))
+        if "channel_scale" in stored:
+            channel_scale = jnp.asarray(stored["channel_scale"])
+            _require_products(values, channel_scale, dtype)
+        else:
+            require_finite("codebook", values.astype(dtype))
         codes = stored["codes"].astype(code_dtype(self.codewords))
         return {
             "codec": self,
@@ -108,6 +126,7 @@ class CodebookCodec(Codec):
             "codebook": codebook,
             "codes": jnp.asarray(codes.reshape(grid_shape(shape, self.block, axis))),
             "scale": scale,
+            "channel_scale": channel_scale,
         }
 
 
@@ -120,30 +139,38 @@ class CodebookWeight(Compressed):
       codes: Codeword of every block, unsigned integers in the shape of the grid: the
         weight's shape with `axis` divided by `d`.
       scale: float32 scalar of an int8 codebook.
+      channel_scale: Of every output channel (see `core.blocks.channel_axis`), with the
+        option of this name: `(channels,)`; float32 in training, its dtype at last.
     """
 
     codebook: Any
     codes: Any
     scale: Any = None
+    channel_scale: Any = None
 
-    labels: ClassVar = {"codebook": "codebook"}
+    labels: ClassVar = {"codebook": "codebook", "channel_scale": "codebook"}
 
     @property
     def grid_leaf(self):
         return self.codes
 
     def shapes(self):
-        """Those of `codebook`, `codes` and, for int8, `scale`."""
+        """Those of `codebook`, `codes` and the scales that there are."""
         shapes = {
             "codebook": (self.codec.codewords, self.codec.block),
             "codes": grid_shape(self.shape, self.codec.block, self.axis),
         }
         if getattr(self.codebook, "dtype", None) == jnp.int8:
             shapes["scale"] = ()
+        if self.codec.channel_scale is not None:
+            channels = math.prod(channel_shape(self.shape, self.axis))
+            shapes["channel_scale"] = (channels,)
         return shapes
 
     def codewords(self, dtype: Any) -> Num[Array, "k d"]:
         """The values to look up for a weight in `dtype`; int8 without scale.
+
+        Scales of channels are not in them.
 
         A float32 codebook, as in training, stays float32, and so do sums of its
         gradient.
@@ -164,22 +191,39 @@ class CodebookWeight(Compressed):
         return (values if self.scale is None else values * self.scale).astype(dtype)
 
     def lookup(self, dtype: Any) -> Num[Array, "*shape"]:
-        """The codeword of every block in its place: `C[A]`, padding dropped."""
-        blocks = take_codewords(self.codewords(dtype), self.codes)
-        return from_blocks(blocks, self.shape, self.axis)
+        """The codeword of every block in its place, padding dropped, in its channel.
+
+        `C[A]`, times the scale of the output channel where there is one: in float32;
+        int8 without scales.
+        """
+        scale = None if dtype == jnp.int8 else self.channel_scale
+        codewords = self.codewords(dtype if scale is None else jnp.float32)
+        blocks = take_codewords(codewords, self.codes)
+        values = from_blocks(blocks, self.shape, self.axis)
+        if scale is None:
+            return values
+        scale = scale.astype(jnp.float32)
+        return values * scale.reshape(channel_shape(self.shape, self.axis))
 
     def finalize(self):
-        """The codebook cast to its `codebook_dtype`."""
+        """The codebook and the channels' scales cast to the dtypes of the options."""
         codebook, scale = _store_codebook(
             self.codebook, self.scale, self.codec.codebook_dtype
         )
-        return self.replace(codebook=codebook, scale=scale)
+        final: Any = self.replace(codebook=codebook, scale=scale)
+        if self.channel_scale is None:
+            return final
+        channel_scale = _store_scale(self.channel_scale, self.codec.channel_scale)
+        _require_products(final.codewords(jnp.float32), channel_scale, self.dtype)
+        return final.replace(channel_scale=channel_scale)
 
     def stored(self):
-        """Codebook, scale and codes."""
+        """Codebook, scales and codes."""
         stored = {"codebook": np.asarray(self.codebook).ravel()}
         if self.scale is not None:
             stored["scale"] = np.asarray(self.scale).reshape(1)
+        if self.channel_scale is not None:
+            stored["channel_scale"] = np.asarray(self.channel_scale)
         stored["codes"] = np.asarray(self.codes).ravel()
         return stored
 
@@ -203,22 +247,52 @@ def _store_codebook(
         # To 127 both ways, so that a sign can negate every int8: not so -128.
         scale = jnp.where(largest > 0, largest / 127, 1.0)
         return jnp.round(codebook / scale).astype(jnp.int8), scale
-    _require_range(largest, dtype)
+    _require_range("codebook: its largest value", largest, "codebook_dtype", dtype)
     return codebook.astype(dtype), None
 
 
-def _require_range(largest: Float[Array, ""], dtype: str) -> None:
-    """Raise `ValueError` if a concrete codebook over- or underflows `dtype`."""
-    if isinstance(largest, Tracer) or largest == 0:
+def _store_scale(scale: Float[Array, " channels"], dtype: str) -> Array:
+    """Cast the channels' scales to the dtype that is stored.
+
+    Raises:
+      ValueError: A scale that is not finite, or out of the range of `dtype`.
+    """
+    require_finite("channel_scale", scale)
+    if scale.dtype == jnp.dtype(dtype):
+        return scale
+    magnitude = jnp.abs(scale.astype(jnp.float32))
+    largest = jnp.max(magnitude)
+    smallest = jnp.min(jnp.where(magnitude > 0, magnitude, largest))
+    for which, value in (("largest", largest), ("smallest", smallest)):
+        what = f"channel_scale: its {which} value"
+        _require_range(what, value, "channel_scale", dtype)
+    return scale.astype(dtype)
+
+
+def _require_range(what: str, value: Float[Array, ""], option: str, dtype: str) -> None:
+    """Raise `ValueError` if a concrete value over- or underflows an option's dtype."""
+    if isinstance(value, Tracer) or value == 0:
         return
     limits = jnp.finfo(dtype)
     problem = None
-    if largest > float(limits.max):
+    if value > float(limits.max):
         problem = "overflows"
-    elif largest < float(limits.tiny):
+    elif value < float(limits.tiny):
         problem = "underflows"
     if problem:
         raise ValueError(
-            f"codebook: its largest value, {float(largest):g}, {problem} "
-            f"codebook_dtype={dtype!r}; use 'bfloat16' or 'float32'"
+            f"{what}, {float(value):g}, {problem} {option}={dtype!r}; "
+            "use 'bfloat16' or 'float32'"
         )
+
+
+def _require_products(
+    codewords: Float[Array, "k d"], scale: Float[Array, " channels"], dtype: Any
+) -> None:
+    """Raise `ValueError` unless all codewords, in all channels, are finite in `dtype`.
+
+    Those that do not meet count, too: a bound that does not look at codes.
+    """
+    require_finite("codebook", codewords)
+    largest = jnp.max(jnp.abs(codewords)) * scale.astype(jnp.float32)
+    require_finite("channel_scale", largest.astype(dtype))

@@ -35,9 +35,9 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     - more rows: the weight is decoded slab after slab of about 8 MiB, and each is
       multiplied while it is in cache. Weights below that size are decoded whole.
 
-    Any other weight, or backend, is decoded whole and multiplied; so are latents in
-    training. Give rows as leading axes of `x`: of those under `jax.vmap` the choice
-    knows nothing.
+    Both leave the scales of output channels to their sums. Any other weight, or
+    backend, is decoded whole and multiplied; so are latents in training. Give rows as
+    leading axes of `x`: of those under `jax.vmap` the choice knows nothing.
 
     Args:
       x: `(..., in)`, floating.
@@ -99,12 +99,17 @@ def _form(rows: int, node: Any, dtype: Any = jnp.float32) -> Form:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _matmul(x: Array, node: Compressed, form: Form) -> Array:
+def _matmul(x: Array, node: Any, form: Form) -> Array:
     dtype = jnp.promote_types(x.dtype, node.dtype)
     if form == "whole":
         return jnp.matmul(x.astype(dtype), node.decode().astype(dtype))
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    scale = node.channel_scale
+    if scale is not None:  # codewords are rounded to no dtype before they have theirs
+        node = node.replace(channel_scale=None, dtype=jnp.dtype("float32"))
     product = _from_tables(rows, node) if form == "tables" else _by_slabs(rows, node)
+    if scale is not None:  # of outputs, as blocks run along inputs
+        product = product * scale.astype(jnp.float32)[None]
     return product.reshape(*x.shape[:-1], node.shape[1]).astype(dtype)
 
 

@@ -34,6 +34,7 @@ class MVQ(CodebookCodec):
       block: Weights per block, `d`; a multiple of `M`.
       keep: `(N, M)` with `1 <= N <= M <= 16`.
       codebook_dtype: As in `SSVQ`.
+      channel_scale: As in `SSVQ`; at first the root mean square of what is kept.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -47,6 +48,7 @@ class MVQ(CodebookCodec):
     block: int
     keep: Sequence[int]
     codebook_dtype: str = "int8"
+    channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

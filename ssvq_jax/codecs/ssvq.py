@@ -20,7 +20,9 @@ class SSVQ(CodebookCodec):
 
     `W_q = C[A] * sign(L)`: k-means on the blocks of `|W|` gives the codebook `C` and
     the codes `A`; the signs are learned through the latent `L = latent_scale * W`.
-    Stored: `ceil(log2 k) / d + 1` bits per weight and the codebook.
+    Stored: `ceil(log2 k) / d + 1` bits per weight and the codebook. With
+    `channel_scale` k-means is of the blocks in units of their output channels' scales
+    `s`, and `W_q = s * C[A] * sign(L)`.
 
     Attributes:
       codewords: Size of the codebook, `k`, at least 2.
@@ -29,6 +31,10 @@ class SSVQ(CodebookCodec):
       latent_scale: `alpha`; the larger, the seldomer signs flip.
       codebook_dtype: What is stored and counted: "float32", "float16", "bfloat16" or
         "int8" with one scale. Training keeps float32.
+      channel_scale: `None`, or what one scale an output channel is stored and counted
+        in: "float32", "float16" or "bfloat16". Trained in float32 like the codebook;
+        at first the channel's root mean square, by importance where that is given.
+        The output channel is the last axis of a kernel, the row of an embedding.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -47,6 +53,7 @@ class SSVQ(CodebookCodec):
     learn_signs: bool = True
     latent_scale: float = 1.0
     codebook_dtype: str = "float16"
+    channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

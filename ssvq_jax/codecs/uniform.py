@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.core.blocks import channel_axis, channel_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
 
@@ -163,9 +164,7 @@ class UniformWeight(Compressed):
         return jnp.maximum(step, float(jnp.finfo(self.codec.scale_dtype).tiny))
 
     def _broadcast(self, scale):
-        others = _other_axes(self.shape, self.axis)
-        shape = [1 if i in others else n for i, n in enumerate(self.shape)]
-        return scale.astype(jnp.float32).reshape(shape)
+        return scale.astype(jnp.float32).reshape(channel_shape(self.shape, self.axis))
 
 
 def _replace_value(x, value):
@@ -173,17 +172,10 @@ def _replace_value(x, value):
     return jax.lax.stop_gradient(value) + (x - jax.lax.stop_gradient(x))
 
 
-def _channel_axis(shape, axis):
-    last = len(shape) - 1
-    is_embedding = axis == last and last > 0 and shape[-2] != 1
-    return None if last == 0 else 0 if is_embedding else last
-
-
 def _channels(shape, axis):
-    channel = _channel_axis(shape, axis)
-    return 1 if channel is None else shape[channel]
+    return math.prod(channel_shape(shape, axis))
 
 
 def _other_axes(shape, axis):
-    channel = _channel_axis(shape, axis)
+    channel = channel_axis(shape, axis)
     return tuple(i for i in range(len(shape)) if i != channel)

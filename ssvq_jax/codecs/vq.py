@@ -18,6 +18,7 @@ class VQ(CodebookCodec):
       codewords: Size of the codebook, `k`, at least 2.
       block: Weights per block, `d`, at least 1.
       codebook_dtype: As in `SSVQ`.
+      channel_scale: As in `SSVQ`.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -26,6 +27,7 @@ class VQ(CodebookCodec):
     codewords: int
     block: int
     codebook_dtype: str = "float16"
+    channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
 
     def encode(self, weight, *, key, importance, axis):
         return VQWeight(**self.clustered(weight, importance, key=key, axis=axis))

@@ -40,6 +40,36 @@ def contracted_axis(shape: tuple[int, ...]) -> int:
     return last - 1
 
 
+def channel_axis(shape: tuple[int, ...], axis: int) -> int | None:
+    """The axis of the output channels, which have a scale each where there are scales.
+
+    The last axis of a kernel, so of a depthwise one, too; the rows of an embedding;
+    `None` for a vector, which is one channel.
+
+    Args:
+      shape: Shape of the weight.
+      axis: Non-negative axis along which blocks run.
+
+    Example:
+      >>> channel_axis((192, 768), 0), channel_axis((1000, 64), 1)
+      (1, 0)
+    """
+    last = len(shape) - 1
+    is_embedding = axis == last and last > 0 and shape[-2] != 1
+    return None if last == 0 else 0 if is_embedding else last
+
+
+def channel_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Shape in which one value per output channel broadcasts against the weight.
+
+    Example:
+      >>> channel_shape((3, 3, 16, 32), 2)
+      (1, 1, 1, 32)
+    """
+    channel = channel_axis(shape, axis)
+    return tuple(n if i == channel else 1 for i, n in enumerate(shape))
+
+
 def grid_shape(shape: tuple[int, ...], block: int, axis: int) -> tuple[int, ...]:
     """Shape of the grid of blocks: `shape` with `axis` divided by `block`, upwards.
 

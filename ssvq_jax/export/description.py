@@ -19,8 +19,14 @@ MOST_WEIGHTS_PER_BYTE = 256
 allocate stays in proportion to its length."""
 
 _ALWAYS_WRITTEN = {
-    *("codewords", "block", "codebook_dtype", "learn_signs", "latent_scale", "keep"),
-    *("bits", "scale_dtype"),
+    "codewords",
+    "block",
+    "codebook_dtype",
+    "learn_signs",
+    "latent_scale",
+    "keep",
+    "bits",
+    "scale_dtype",
 }
 """The options of the first files. Any other is written where it is not the codec's
 default, which is therefore part of the format: it stays as it is."""

@@ -22,7 +22,8 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
       tree: Pytree, or a single node.
       dtype: `None` for the dtype of the original; "float32", "bfloat16", ... for that
         one; "int8" for the integers of finalized nodes whose codebook is int8, or that
-        are quantised uniformly: the weight divided by the node's `scale`.
+        are quantised uniformly: the weight divided by the node's `scale` and, where it
+        has them, the scales of its channels.
 
     Returns:
       The tree with arrays of the original shapes.
@@ -44,8 +45,9 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
 def finalize(tree: Any) -> Any:
     """The inference form of every `Compressed` node; anything else stays as it is.
 
-    Latents become sign bits, codebooks are cast to their `codebook_dtype`, codes are
-    in their smallest integer type; nothing is left to train. Idempotent.
+    Latents become sign bits, codebooks and scales are cast to the dtypes of the codec's
+    options, codes are in their smallest integer type; nothing is left to train.
+    Idempotent.
 
     Args:
       tree: Pytree, or a single node.
@@ -54,7 +56,8 @@ def finalize(tree: Any) -> Any:
       The tree with finalized nodes: what `save` writes.
 
     Raises:
-      ValueError: A codebook that is not finite or overflows its dtype, with its path.
+      ValueError: A codebook or scale that is not finite or out of its dtype's range,
+        with its path.
     """
     return _map_compressed(
         lambda node: jax.tree.map(jnp.asarray, node).finalize(), tree
@@ -99,9 +102,9 @@ def combine(trainable: Any, static: Any) -> Any:
 def label_tree(tree: Any) -> Any:
     """Label every leaf "sign", "codebook" or "other", for `optax.partition`.
 
-    "sign" are the latents of learned signs, "codebook" the codebooks. Where a tree has
-    mappings in place of nodes, as under `nnx.Optimizer`, the key above the leaves, the
-    name of the node's class, tells them.
+    "sign" are the latents of learned signs, "codebook" the codebooks and the scales of
+    channels that go with them. Where a tree has mappings in place of nodes, as under
+    `nnx.Optimizer`, the key above the leaves, the name of the node's class, tells them.
 
     Args:
       tree: Parameters, gradients, or the trainable half that `partition` gives.

@@ -13,6 +13,8 @@ CODECS = [
     ssvq.VQ(9, 4, codebook_dtype="int8"),
     ssvq.MVQ(6, 8, (2, 4)),
     ssvq.Uniform(4),
+    ssvq.SSVQ(7, 8, codebook_dtype="int8", channel_scale="float16"),
+    ssvq.MVQ(6, 8, (2, 4), channel_scale="bfloat16"),
 ]
 CONFIG = acc.Config(rows=16, cols=8)
 LAYOUTS = {  # weight's shape, axis of the inputs, its matrix (count, k, n)
@@ -50,6 +52,23 @@ def test_outputs_are_those_of_decode_and_product(codec, layout, tmp_path, rng, k
         np.testing.assert_array_equal(
             result, np.stack([expected, expected[..., ::-1, :]])
         )
+
+
+@pytest.mark.parametrize("layout", ["in out", "out in", "HWIO", "depthwise HWIO"])
+def test_scales_of_channels_are_factors_of_outputs(layout, rng, key):
+    shape, axis, matrix = LAYOUTS[layout]
+    weight = jnp.asarray(rng.normal(size=shape), "f4")
+    codec = ssvq.VQ(9, 4, codebook_dtype="int8", channel_scale="float16")
+    node = ssvq.finalize(ssvq.encode(codec, weight, key=key, axis=axis))
+    whole = matrix(np.asarray(ssvq.decode(node)))
+    count, k, _ = whole.shape
+    x = rng.integers(-128, 128, (count, 5, k)).astype(np.int8)
+    outputs = acc.multiply(x[0] if count == 1 else x, node, CONFIG)
+    factors = np.asarray(node.scale) * np.asarray(node.channel_scale, "f4")
+    factors = factors.reshape(count, 1, -1)
+    np.testing.assert_allclose(
+        outputs * factors, x.astype("f4") @ whole, rtol=1e-4, atol=1e-2
+    )
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -181,6 +181,16 @@ def test_codebooks_of_vq_are_read_once_per_matrix():
     assert large.cycles > 1.2 * small.cycles
 
 
+def test_scales_of_channels_are_read_with_the_codebook():
+    config = acc.Config(burst_bytes=1)
+    dense = acc.MatMul("a", 10, 32, 24, weights="a")
+    depthwise = acc.MatMul("b", 10, 9, 1, count=64, weights="b")
+    codec = ssvq.VQ(16, 4, codebook_dtype="int8", channel_scale="float16")
+    layers = acc.simulate([dense, depthwise], config, codec).layers
+    for layer, channels in zip(layers, (24, 64), strict=True):
+        assert layer.traffic["codebooks"] == 16 * 4 + 4 + 2 * channels
+
+
 def test_codebooks_wait_for_a_free_set_of_registers():
     codec = ssvq.VQ(4096, 8, codebook_dtype="int8")
     workload = [acc.MatMul("long", 200_000, 64, 512, weights="a")]

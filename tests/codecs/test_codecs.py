@@ -24,10 +24,13 @@ CODECS = [
     ssvq.Uniform(8, scale_dtype="float32"),
     ssvq.MVQ(4, 8, (2, 4)),
     ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
+    ssvq.SSVQ(4, 3, channel_scale="float16"),
+    ssvq.VQ(3, 5, codebook_dtype="int8", channel_scale="bfloat16"),
+    ssvq.MVQ(3, 6, (1, 3), channel_scale="float32"),
 ]
 # Every codec on a plain and an awkward shape, every shape with every kind of codec.
 PAIRS = [(codec, *SHAPES[i]) for codec in CODECS for i in (0, 1)] + [
-    (CODECS[j], *shape) for j in (0, 2, 7, 10) for shape in SHAPES[2:]
+    (CODECS[j], *shape) for j in (0, 2, 7, 10, 12) for shape in SHAPES[2:]
 ]
 
 
@@ -132,6 +135,7 @@ def test_importance_moves_the_codebook_towards_what_matters(rng):
         (ssvq.MVQ(16, 8, (2, 4)), (64, 32), 1024 + 512 * 3 + 16 * 8 * 8 + 32),
         # 27 inputs: 4 blocks of 8, but signs and masks of the 27 weights alone.
         (ssvq.SSVQ(4, 8), (27, 16), 64 * 2 + 27 * 16 + 4 * 8 * 16),
+        (ssvq.VQ(4, 8, channel_scale="float16"), (27, 16), 128 + 32 * 16 + 16 * 16),
         (ssvq.MVQ(4, 8, (2, 4)), (27, 16), 64 * 2 + 7 * 16 * 3 + 4 * 8 * 8 + 32),
     ],
 )
@@ -180,6 +184,8 @@ def test_bad_importance_and_axis(key):
         (lambda: ssvq.SSVQ(latent_scale=0.0), ValueError, "latent_scale.*0.0"),
         (lambda: ssvq.SSVQ(latent_scale="a"), TypeError, "latent_scale.*'a'"),
         (lambda: ssvq.SSVQ(learn_signs="no"), TypeError, "learn_signs.*'no'"),
+        (lambda: ssvq.SSVQ(channel_scale="int8"), ValueError, "channel_scale.*'int8'"),
+        (lambda: ssvq.VQ(4, 8, channel_scale=True), ValueError, "channel_scale.*True"),
         (lambda: ssvq.VQ(True, 8), TypeError, "codewords.*True"),
         (lambda: ssvq.VQ(4, -1), ValueError, "block.*-1"),
         (lambda: ssvq.Uniform(1), ValueError, "bits.*2 to 8, got 1"),
@@ -222,7 +228,8 @@ def test_one_half_of_a_partition_is_no_weight(codec):
 
 def test_x64_changes_nothing():
     weight = np.asarray(normal((32, 16)))
-    for codec in (ssvq.SSVQ(4, 4), ssvq.Uniform(2), ssvq.MVQ(4, 4, (2, 4))):
+    scaled = ssvq.VQ(4, 4, channel_scale="float32")
+    for codec in (ssvq.SSVQ(4, 4), ssvq.Uniform(2), ssvq.MVQ(4, 4, (2, 4)), scaled):
         plain = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
         with jax.enable_x64(True):
             wide = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))

@@ -18,6 +18,8 @@ CODECS = [
     ssvq.SSVQ(2, 1),
     ssvq.VQ(30, 7),
     ssvq.MVQ(16, 8, keep=(2, 4)),
+    ssvq.SSVQ(16, 8, channel_scale="float16"),
+    ssvq.VQ(30, 7, codebook_dtype="int8", channel_scale="float32"),
 ]
 
 
@@ -77,7 +79,8 @@ def test_batch_axes_and_jit(batch, rng, key):
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_dtypes_are_promoted(rows, rng, key):
-    node = _node(ssvq.SSVQ(8, 4), (512, 4200), rng, key, jnp.bfloat16)
+    codec = ssvq.SSVQ(8, 4, channel_scale="float16")
+    node = _node(codec, (512, 4200), rng, key, jnp.bfloat16)
     x = jnp.asarray(rng.normal(size=(rows, 512)), jnp.bfloat16)
     result = ssvq.matmul(x, node)
     chex.assert_type(result, jnp.bfloat16)
@@ -98,8 +101,8 @@ def test_gradient_of_x(form, rng, key):
 
 
 @pytest.mark.parametrize("form", ["tables", "slabs", "whole"])
-def test_gradient_of_the_codebook(form, rng, key):
-    codec = ssvq.SSVQ(8, 4, learn_signs=False)
+def test_gradient_of_the_codebook_and_of_scales(form, rng, key):
+    codec = ssvq.SSVQ(8, 4, learn_signs=False, channel_scale="float16")
     weight = jnp.asarray(rng.normal(size=(24, 40)), jnp.float32)
     node = ssvq.encode(codec, weight, key=key)
     x = jnp.asarray(rng.normal(size=(2, 24)), jnp.float32)
@@ -111,6 +114,9 @@ def test_gradient_of_the_codebook(form, rng, key):
     expected = jax.grad(loss(lambda node: x @ ssvq.decode(node)))(trainable)
     gradient = jax.grad(loss(lambda node: matmul._matmul(x, node, form)))(trainable)
     np.testing.assert_allclose(gradient.codebook, expected.codebook, rtol=1e-3)
+    np.testing.assert_allclose(
+        gradient.channel_scale, expected.channel_scale, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_other_weights_are_decoded(rng, key):

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from ssvq_jax.core.bits import pack_bits, unpack_bits
 from ssvq_jax.core.blocks import (
+    channel_axis,
+    channel_shape,
     contracted_axis,
     from_blocks,
     grid_shape,
@@ -28,6 +30,24 @@ from tests import reference
 )
 def test_contracted_axis(shape, axis):
     assert contracted_axis(shape) == axis
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "channel"),
+    [
+        ((7,), 0, None),  # vector
+        ((192, 768), 0, 1),  # dense (in, out)
+        ((1, 768), 1, 1),  # dense with one input
+        ((768, 192), 1, 0),  # embedding, or dense (out, in)
+        ((3, 3, 16, 32), 2, 3),  # convolution HWIO
+        ((3, 3, 1, 32), 3, 3),  # depthwise
+        ((192, 3, 64), 0, 2),  # attention (in, heads, size)
+    ],
+)
+def test_channel_axis(shape, axis, channel):
+    assert channel_axis(shape, axis) == channel
+    expected = tuple(n if i == channel else 1 for i, n in enumerate(shape))
+    assert channel_shape(shape, axis) == expected
 
 
 @given(st.data())

@@ -60,6 +60,11 @@ def decode(options, shape, axis, payload):
     if options["codebook_dtype"] == "int8":
         (scale,) = fields.floats(1, "float32")
         codebook = [rounded(value * scale, "F32") for value in codebook]
+    channel, scales = None, None
+    dtype = options.get("channel_scale")  # by default there is none
+    if dtype is not None:
+        channel = channel_axis(shape, axis)
+        scales = fields.floats(1 if channel is None else shape[channel], dtype)
     grid = [*shape]
     grid[axis] = -(-shape[axis] // d)
     blocks = list(itertools.product(*map(range, grid)))
@@ -85,8 +90,17 @@ def decode(options, shape, axis, payload):
             place = list(index)
             place[axis] = index[axis] * d + p
             value = codebook[code * d + p]
+            if scales is not None:
+                scale = scales[0 if channel is None else place[channel]]
+                value = rounded(value * scale, "F32")
             weights[flat(place, shape)] = value * row[p] if row[p] else 0.0
     return weights
+
+
+def channel_axis(shape, axis):
+    last = len(shape) - 1
+    is_embedding = axis == last and last > 0 and shape[-2] > 1
+    return None if last == 0 else 0 if is_embedding else last
 
 
 def read_masks(keep, factors, positions, fields):
@@ -105,9 +119,7 @@ def read_masks(keep, factors, positions, fields):
 
 
 def decode_uniform(options, shape, axis, fields):
-    last = len(shape) - 1
-    is_embedding = axis == last and last > 0 and shape[-2] > 1
-    channel = None if last == 0 else 0 if is_embedding else last
+    channel = channel_axis(shape, axis)
     channels = 1 if channel is None else shape[channel]
     scale = fields.floats(channels, options["scale_dtype"])
     codes = fields.integers(math.prod(shape), options["bits"])

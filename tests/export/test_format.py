@@ -13,7 +13,7 @@ from ssvq_jax.export import container
 from tests.export import reader
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FILES = ("example1", "example2", "codecs")
+FILES = ("example1", "example2", "example3", "codecs", "channels")
 
 
 def _golden(name):
@@ -37,12 +37,13 @@ def test_the_independent_reader_decodes_to_the_same_bits(name):
         _equal_bits(ssvq.decode(file[parameter]), expected)
 
 
-def test_golden_files_decode_to_what_they_did():
-    expected = load_file(GOLDEN / "codecs.decoded.safetensors")
-    file = ssvq.load(_golden("codecs"), lazy=True)
+@pytest.mark.parametrize("name", ["codecs", "channels"])
+def test_golden_files_decode_to_what_they_did(name):
+    expected = load_file(GOLDEN / f"{name}.decoded.safetensors")
+    file = ssvq.load(_golden(name), lazy=True)
     assert set(file) == set(expected)
-    for name, values in expected.items():
-        _equal_bits(ssvq.decode(file[name]), values)
+    for parameter, values in expected.items():
+        _equal_bits(ssvq.decode(file[parameter]), values)
     assert file.metadata == {"note": "version 1"}
 
 
@@ -55,7 +56,7 @@ def test_golden_files_are_written_to_the_same_bytes(name, tmp_path):
     assert again.read_bytes() == _golden(name).read_bytes()
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_examples_in_the_specification(number):
     page = pathlib.Path(container.__file__).with_name("FORMAT.md").read_text()
     dump = re.findall(r"```hexdump\n(.*?)```", page, re.DOTALL)[number - 1]

@@ -83,6 +83,20 @@ def _infinite_scale(spec, tensors):
     tensors["a/kernel"] = np.array([0, 0x7C, 0], np.uint8)
 
 
+def _large_channel(scale):
+    """A scale with which 300, the largest of the codebook, is not finite."""
+
+    def change(spec, tensors):
+        codec = {"name": "VQ", "codewords": 2, "block": 2, "codebook_dtype": "float16"}
+        spec["codecs"] = [{**codec, "channel_scale": "float32"}]
+        spec["compressed"] = [[0, "F16", 0, [4, 1]]]
+        codebook = np.array([1, 300, 0, 0], np.float16).tobytes()
+        payload = codebook + np.float32(scale).tobytes() + b"\0"
+        tensors["a/kernel"] = np.frombuffer(payload, np.uint8)
+
+    return change
+
+
 def _bomb(block, bytes_, shape, axis=0, name="VQ"):
     """A payload of few bytes that stands for a huge weight."""
     codec = {"name": name, "codewords": 2, "block": block, "codebook_dtype": "int8"}
@@ -155,6 +169,12 @@ def _rename(name):
         (_bad_mask, "a/kernel: mask: expected values below 3, got 3"),
         (_nan_codebook, "a/kernel: codebook.*1 NaN"),
         (_infinite_scale, "a/kernel: scale.*1 NaN or inf"),
+        (_large_channel(np.inf), "a/kernel: channel_scale.*1 NaN or inf"),
+        (_large_channel(np.nan), "a/kernel: channel_scale.*1 NaN or inf"),
+        (_large_channel(1e3), "a/kernel: channel_scale.*1 NaN or inf"),
+        (_codec(channel_scale="int8"), "codec.*channel_scale.*got 'int8'"),
+        (_codec(channel_scale=[]), r"codec.*channel_scale.*got \[\]"),
+        (_codec(channel_scale="float16"), "a/kernel.*expected .* bytes"),
         (_bomb(2**40, 4, [2**41]), "a/kernel: expected .* bytes"),
         (_bomb(4096, 8708, [2**24]), "a/kernel: 16777216 weights, padding included"),
         (

@@ -47,6 +47,9 @@ def test_label_tree(compressed):
     assert labels["a"]["bias"] == "other"
     assert labels["b"][0].weight == labels["b"][0].scale == "other"
     assert labels["c"].codebook == "codebook"
+    scaled = ssvq.VQ(2, 4, channel_scale="float16")
+    node = ssvq.encode(scaled, jnp.ones((8, 2)), key=jax.random.key(0))
+    assert ssvq.label_tree(node).channel_scale == "codebook"
     # A parameter of the user's that happens to be called so is none of ours.
     assert ssvq.label_tree({"x": {"latent": 1.0, "codebook": 2.0}}) == {
         "x": {"latent": "other", "codebook": "other"}
@@ -135,7 +138,8 @@ def test_report_errors_against_a_reference(rng, key):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_decode_to_another_dtype_is_the_rounded_weight(dtype, rng, key):
     weight = jnp.asarray(rng.normal(size=(33, 20)), jnp.float32)
-    for codec in (ssvq.SSVQ(8, 4), ssvq.VQ(8, 4), ssvq.MVQ(8, 4, (2, 4))):
+    scaled = ssvq.SSVQ(8, 4, channel_scale="float16")
+    for codec in (ssvq.SSVQ(8, 4), ssvq.VQ(8, 4), ssvq.MVQ(8, 4, (2, 4)), scaled):
         training = ssvq.encode(codec, weight, key=key)
         for node in (training, ssvq.finalize(training)):
             decoded = ssvq.decode({"w": node}, dtype=dtype)["w"]
@@ -150,6 +154,8 @@ def test_decode_to_another_dtype_is_the_rounded_weight(dtype, rng, key):
         ssvq.VQ(8, 4, codebook_dtype="int8"),
         ssvq.MVQ(8, 4, (2, 4)),
         ssvq.Uniform(3),
+        ssvq.VQ(8, 4, codebook_dtype="int8", channel_scale="float16"),
+        ssvq.SSVQ(8, 4, codebook_dtype="int8", channel_scale="float32"),
     ],
     ids=lambda codec: codec.describe(),
 )
@@ -162,9 +168,10 @@ def test_integers_times_their_scale_are_the_weight(codec, rng, key):
     integers = ssvq.decode(node, dtype="int8")
     chex.assert_type(integers, jnp.int8)
     scale = np.asarray(node.scale, np.float32)
-    np.testing.assert_array_equal(
-        ssvq.decode(node), np.asarray(integers, np.float32) * scale
-    )
+    expected = np.asarray(integers, np.float32) * scale
+    if "channel_scale" in node.leaves():
+        expected = expected * np.asarray(node.channel_scale, np.float32)
+    np.testing.assert_array_equal(ssvq.decode(node), expected)
 
 
 def test_finalize_on_the_host(rng, key):

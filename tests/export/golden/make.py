@@ -2,8 +2,9 @@
 
     python tests/export/golden/make.py DIRECTORY
 
-`example1` and `example2` are those of FORMAT.md. `codecs` has every codec, dtype and
-kind of container; `codecs.decoded` is what the library decoded it to.
+`example1`, `example2` and `example3` are those of FORMAT.md. `codecs` has every codec,
+dtype and kind of container, `channels` every codec with scales of channels;
+`codecs.decoded` and `channels.decoded` are what the library decoded them to.
 """
 
 import pathlib
@@ -18,6 +19,7 @@ import ssvq_jax as ssvq
 from ssvq_jax.codecs.mvq import MVQWeight
 from ssvq_jax.codecs.ssvq import SSVQWeight
 from ssvq_jax.codecs.uniform import UniformWeight
+from ssvq_jax.codecs.vq import VQWeight
 
 CODECS = {
     "ssvq": ssvq.SSVQ(4, 8),
@@ -31,6 +33,13 @@ CODECS = {
     "mvq": ssvq.MVQ(4, 8, (2, 4)),
     "mvq all": ssvq.MVQ(3, 4, (4, 4), codebook_dtype="float32"),
     "mvq float16": ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
+}
+CHANNELS = {
+    "ssvq": ssvq.SSVQ(4, 8, channel_scale="float16"),
+    "ssvq int8": ssvq.SSVQ(5, 3, codebook_dtype="int8", channel_scale="bfloat16"),
+    "vq": ssvq.VQ(3, 5, channel_scale="bfloat16"),
+    "vq int8": ssvq.VQ(3, 5, codebook_dtype="int8", channel_scale="float32"),
+    "mvq": ssvq.MVQ(4, 8, (2, 4), channel_scale="float16"),
 }
 WEIGHTS = {  # shape, dtype, axis
     "dense": ((27, 13), "float32", 0),
@@ -78,6 +87,19 @@ def example2():
     return [mvq, uniform]
 
 
+def example3():
+    node = VQWeight(
+        codec=ssvq.VQ(2, 2, channel_scale="float16"),
+        shape=(4, 3),
+        dtype=jnp.dtype("float32"),
+        axis=0,
+        codebook=jnp.array([[1, -1], [0.5, 1.5]], jnp.float16),
+        channel_scale=jnp.array([1, 2, 0.25], jnp.float16),
+        codes=jnp.array([[0, 1, 1], [1, 0, 0]], jnp.uint8),
+    )
+    return {"kernel": node}
+
+
 def codecs():
     rng = np.random.default_rng(0)
     tree = {"odd/~key": ({3: np.float64(1.5), 10: None}, []), "empty": {}}
@@ -95,12 +117,27 @@ def codecs():
     return tree
 
 
+def channels():
+    rng = np.random.default_rng(1)
+    weights = {**WEIGHTS, "attention": ((12, 2, 9), "float32", 0)}
+    tree = {}
+    for number, (name, codec) in enumerate(CHANNELS.items()):
+        tree[name] = {}
+        for weight, (shape, dtype, axis) in weights.items():
+            values = jnp.asarray(rng.laplace(size=shape), jnp.dtype(dtype))
+            key = jax.random.key(number)
+            tree[name][weight] = ssvq.encode(codec, values, key=key, axis=axis)
+    return tree
+
+
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
     ssvq.save(folder / "example1.ssvq.safetensors", example1())
     ssvq.save(folder / "example2.ssvq.safetensors", example2(), alignment=16)
-    path = folder / "codecs.ssvq.safetensors"
-    ssvq.save(path, codecs(), metadata={"note": "version 1"})
-    file = ssvq.load(path, lazy=True)
-    decoded = {name: np.asarray(ssvq.decode(file[name])) for name in file}
-    save_file(decoded, folder / "codecs.decoded.safetensors")
+    ssvq.save(folder / "example3.ssvq.safetensors", example3())
+    for name, tree in (("codecs", codecs()), ("channels", channels())):
+        path = folder / f"{name}.ssvq.safetensors"
+        ssvq.save(path, tree, metadata={"note": "version 1"})
+        file = ssvq.load(path, lazy=True)
+        decoded = {leaf: np.asarray(ssvq.decode(file[leaf])) for leaf in file}
+        save_file(decoded, folder / f"{name}.decoded.safetensors")
