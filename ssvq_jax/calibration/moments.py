@@ -1,6 +1,7 @@
 """Moments of the inputs that parameters are multiplied with, by path."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -58,6 +59,9 @@ class Moment:
         """The parameter as the matrix, or matrices, that the inputs meet.
 
         Not under `jit` if `self` is an argument: the roles are read.
+
+        Raises:
+          ValueError: A weight of other axes, groups or inputs.
         """
         split, order, _ = self._layout(weight.shape)
         matrix = weight.reshape(split).transpose(order)
@@ -89,6 +93,13 @@ class Moment:
                 next(groups)
             parts[role].append(len(split))
             split.append(size)
+        sizes = [split[i] for i in parts[Role.GROUP]]
+        sizes.append(math.prod(split[i] for i in parts[Role.INPUT]))
+        if tuple(sizes) != self.mean.shape:
+            raise ValueError(
+                f"expected groups and inputs {self.mean.shape}, got {tuple(sizes)} of "
+                f"shape {shape}"
+            )
         order = [i for part in parts.values() for i in part]
         return split, order, [int(i) for i in np.argsort(order)]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, RichCast
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +18,7 @@ from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
-_TITLES = (
+TITLES = (
     "parameter",
     "shape",
     "rule",
@@ -87,28 +87,11 @@ class Report:
         )
 
     def __rich__(self) -> Table:
-        cells = [_cells(row) for row in (*self.rows, self.compressed, self.model)]
-        table = Table(box=box.SIMPLE, pad_edge=False)
-        columns = []
-        for column, title in enumerate(_TITLES):
-            if column < 5 or any(row[column] for row in cells):
-                columns.append(column)
-                table.add_column(
-                    title,
-                    justify="right" if column > 2 else "left",
-                    overflow="fold",
-                    no_wrap=column > 0,
-                )
-        for number, row in enumerate(cells):
-            if number == len(self.rows):
-                table.add_section()
-            table.add_row(*(row[column] for column in columns))
-        return table
+        totals = [cells(row) for row in (self.compressed, self.model)]
+        return table(TITLES, [cells(row) for row in self.rows], totals)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        return as_text(self)
 
 
 def report(tree: Any, reference: Any = None) -> Report:
@@ -198,7 +181,8 @@ def _total(name: str, rows: Sequence[Row]) -> Row:
     return Row(name, None, "", weights, bits)
 
 
-def _cells(row: Row) -> tuple[str | Text, ...]:
+def cells(row: Row) -> tuple[str | Text, ...]:
+    """A row as text, under `TITLES`."""
     name, shape = row.path, "x".join(map(str, row.shape or ()))
     if row.shape is None:
         name = f"{name}, {row.weights:,} weights"
@@ -211,3 +195,38 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
         "" if row.error is None else f"{row.error:.4f}",
         "" if row.codewords_used is None else f"{row.codewords_used:.0%}",
     )
+
+
+def table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    totals: Sequence[Sequence[str | Text]],
+) -> Table:
+    """Rows, and totals below a line; numbers from the fourth column on.
+
+    From the sixth column on those are left out that are empty in all rows.
+    """
+    shown = Table(box=box.SIMPLE, pad_edge=False)
+    columns = []
+    for column, title in enumerate(titles):
+        if column < 5 or any(row[column] for row in rows):
+            columns.append(column)
+            shown.add_column(
+                title,
+                justify="right" if column > 2 else "left",
+                overflow="fold",
+                no_wrap=column > 0,
+            )
+    for row in rows:
+        shown.add_row(*(row[column] for column in columns))
+    shown.add_section()
+    for row in totals:
+        shown.add_row(*(row[column] for column in columns))
+    return shown
+
+
+def as_text(shown: RichCast) -> str:
+    """What shows as a table, as plain text."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined]

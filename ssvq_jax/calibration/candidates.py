@@ -1,0 +1,138 @@
+"""Candidates for one parameter: which fit, what they store, what they cost."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.calibration.prediction import output_cost
+from ssvq_jax.codecs import Codec, Compressed, is_compressed
+from ssvq_jax.codecs.codec import WEIGHT_DTYPES
+from ssvq_jax.core.checks import require_finite
+from ssvq_jax.core.kmeans import Key
+from ssvq_jax.core.sharding import replicate
+from ssvq_jax.tree.report import Row
+from ssvq_jax.tree.rules import Rule, compress, input_axis
+from ssvq_jax.tree.transforms import finalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A candidate for one parameter.
+
+    Attributes:
+      rule: For this path alone.
+      bits: Stored bits.
+      error: Relative squared error; `None` where nothing is encoded.
+      cost: Of that error, in the unit of `allocate`.
+    """
+
+    rule: Rule
+    bits: int
+    error: float | None = None
+    cost: float = 0.0
+
+
+def fitting(row: Row, leaf: Any, candidates: Sequence[Rule]) -> list[Option]:
+    """The candidates that fit a parameter; leaving it as it is where none matches.
+
+    Args:
+      row: The parameter in the report of the float tree.
+      leaf: Its value.
+      candidates: Rules, of which all that match count.
+
+    Raises:
+      ValueError: Some match, and none fits.
+    """
+    pattern = re.escape(row.path)
+    matching = [rule for rule in candidates if rule.matches(row.path)]
+    options = []
+    for rule in matching or [Rule(pattern, None)]:
+        codec, axis = rule.codec, rule.axis
+        bits = row.bits
+        if codec is not None:
+            bits = _stored_bits(codec, row.path, leaf, axis)
+        if bits is not None:
+            options.append(Option(Rule(pattern, codec, axis=axis), bits))
+    if not options:
+        kind = f"what {row.rule} gave" if is_compressed(leaf) else jnp.result_type(leaf)
+        tried = ", ".join(rule.codec.describe() for rule in matching if rule.codec)
+        raise ValueError(
+            f"{row.path}: expected a candidate that fits {kind} of shape {row.shape}, "
+            f"got {tried}"
+        )
+    return options
+
+
+def priced(
+    path: str,
+    leaf: Any,
+    options: Sequence[Option],
+    key: Key,
+    moments: Mapping[str, Moment] | None,
+) -> list[Option]:
+    """The options, encoded: with errors, and the costs expected of them.
+
+    Args:
+      path: Name of the parameter.
+      leaf: Its value.
+      options: From `fitting`.
+      key: As for `compress`.
+      moments: As for `allocate`.
+
+    Raises:
+      ValueError: A weight or moments that are not finite, moments of another shape;
+        a codebook out of the range of its dtype.
+    """
+    weight = _float64(leaf)
+    predicted = None
+    try:
+        require_finite("weight", jnp.asarray(leaf))
+        if moments is not None and path in moments:
+            predicted = output_cost(moments[path], weight)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from problem
+    squares = float(np.sum(np.square(weight)))
+    result = []
+    for option in options:
+        if option.rule.codec is not None:
+            node = encoded(path, leaf, option.rule, key)
+            difference = weight - _float64(node.decode())
+            total = float(np.sum(np.square(difference)))
+            error = total / squares if squares else total
+            cost = total if moments is None else error
+            if predicted is not None:
+                cost = predicted(difference)
+            option = dataclasses.replace(option, error=error, cost=cost)
+        result.append(option)
+    return result
+
+
+def encoded(path: str, leaf: Any, rule: Rule, key: Key) -> Compressed:
+    """What a file stores of a parameter, as if it were in its tree."""
+    return finalize(compress({path: leaf}, [rule], key=key))[path]
+
+
+def _stored_bits(codec: Codec, path: str, leaf: Any, axis: int | None) -> int | None:
+    """Bits of a parameter by a codec; `None` if that does not fit."""
+    if is_compressed(leaf) or jnp.result_type(leaf).name not in WEIGHT_DTYPES:
+        return None
+    shape = jnp.shape(leaf)
+    if not shape or 0 in shape:
+        return None
+    if axis is None:
+        axis = input_axis(path, shape)
+    if not -len(shape) <= axis < len(shape):
+        return None
+    axis %= len(shape)
+    if not codec.fits(shape, axis):
+        return None
+    return 8 * sum(field.nbytes for field in codec.fields(shape, axis))
+
+
+def _float64(x: Any) -> np.ndarray:
+    return np.asarray(replicate(jnp.asarray(x)), np.float64)

@@ -1,0 +1,70 @@
+"""What an error of the weights is expected to cost, before error feedback is run."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from ssvq_jax.calibration.moments import Moment
+
+_DAMPING = 0.01  # of the mean of the diagonal
+
+
+def output_cost(
+    moment: Moment, weight: Float[np.ndarray, "*shape"]
+) -> Callable[[Float[np.ndarray, "*shape"]], float]:
+    """A function of a weight's error: the share of the output's variance it will be.
+
+    Error feedback moves the error of the weights `E` into the directions that inputs
+    have least of, so that of the outputs is near `|E|^2 det(H)^(1/in)` instead of
+    `tr(E^T H E)`, where `H` is the second moment of the inputs with 0.01 times the
+    mean of its diagonal added to it. That is divided by `tr(W^T H W)`, the sum of the
+    squared outputs; both are summed over groups. For blocks of `H`, and its diagonal,
+    `H` is 0 outside.
+
+    Args:
+      moment: Moments of the inputs.
+      weight: The weight `W`, in float64.
+
+    Raises:
+      ValueError: Moments of a parameter of another shape, or that are not finite.
+    """
+    try:
+        matrix = moment.arrange(weight)
+    except ValueError as problem:
+        raise ValueError(f"moments: {problem}") from problem
+    second = _blocks(moment)
+    if not np.isfinite(second).all():
+        raise ValueError("moments: expected finite values, got NaN or infinite ones")
+    *groups, inputs, outputs = matrix.shape
+    count, size = second.shape[-3:-1]
+    diagonal = np.diagonal(second, axis1=-2, axis2=-1).reshape(*groups, -1)
+    damping = _DAMPING * diagonal[..., :inputs].mean(-1)
+    # Padded inputs get 1, which leaves a determinant as it is.
+    added = np.ones((*groups, count * size))
+    added[..., :inputs] = damping[..., None]
+    added = added.reshape(*groups, count, size, 1) * np.eye(size)
+    _, volume = np.linalg.slogdet(second + added)
+    mean = np.exp(volume.sum(-1) / inputs)
+
+    padded = np.zeros((*groups, count * size, outputs))
+    padded[..., :inputs, :] = matrix
+    padded = padded.reshape(*groups, count, size, outputs)
+    variance = np.sum(padded * (second @ padded))
+    variance += np.sum(damping * np.square(matrix).sum((-2, -1)))
+
+    def cost(error: Float[np.ndarray, "*shape"]) -> float:
+        squares = np.square(moment.arrange(error)).sum((-2, -1))
+        # Inputs, or weights, that are all zero: no error is seen.
+        return float(np.sum(mean * squares) / variance) if variance > 0 else 0.0
+
+    return cost
+
+
+def _blocks(moment: Moment) -> Float[np.ndarray, "*groups n b b"]:
+    """Second moments of any form as blocks: one of all inputs, or of one each."""
+    second = np.asarray(moment.second, np.float64)
+    extra = second.ndim - np.ndim(moment.mean)
+    if extra == 0:
+        return second[..., None, None]
+    return second[..., None, :, :] if extra == 1 else second
