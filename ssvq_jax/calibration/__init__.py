@@ -1,5 +1,6 @@
 """What data tell about weights."""
 
+from ssvq_jax.calibration.biases import correct_biases as correct_biases
 from ssvq_jax.calibration.collection import calibrate as calibrate
 from ssvq_jax.calibration.found import Role as Role
 from ssvq_jax.calibration.moments import Moment as Moment
