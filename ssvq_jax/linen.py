@@ -5,14 +5,17 @@ The trainable halves stay in the collection "params", so that `jax.grad`, optax 
 are a collection of their own, "compressed".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from ssvq_jax import calibration, tree
 from ssvq_jax.calibration import Form, Moments
+from ssvq_jax.calibration.batch_norm import Running, update_statistics
 from ssvq_jax.core.kmeans import Key
+from ssvq_jax.tree.paths import flatten
 
 
 def compress(
@@ -120,3 +123,85 @@ def calibrate(
 
     own = variables["params"]
     return calibration.calibrate(apply, own, batches, rules=rules, form=form)
+
+
+def update_batch_stats(
+    apply: Callable[[Any, Any], Any],
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+) -> Any:
+    """Means and variances of batch norms, taken anew over all batches.
+
+    After compression the inputs of batch norms are others than in training: give the
+    images that the network was calibrated with. Every layer sees inputs that those
+    before it have normalised by their batch, as in training; its variance is that of
+    all batches together (law of total variance). Every batch counts the same: take
+    equal ones, as large as in training. Momenta do not matter. A layer that is called
+    several times keeps the statistics of its last call.
+
+    Args:
+      apply: `apply(variables, batch)` gives what `module.apply` does in training mode
+        with `mutable=["batch_stats"]`: outputs, and the updated collection by name.
+        Dropout is best left off.
+      variables: Those of the module, compressed by `compress` or not.
+      batches: What `apply` takes, one after the other; those of other shapes are
+        compiled for anew.
+
+    Returns:
+      The new collection "batch_stats"; what is no `mean` with a `var` beside it is as
+      it was.
+
+    Raises:
+      ValueError: No batch norms; no batches; NaN or infinity in the statistics of a
+        batch; a layer whose statistics `apply` does not update. The layer is named.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.linen
+      >>> from flax import linen as nn
+      >>> model = nn.BatchNorm(use_running_average=False, momentum=0.5)
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> def apply(variables, x):
+      ...     return model.apply(variables, x, mutable=["batch_stats"])
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> stats = ssvq.linen.update_batch_stats(apply, variables, [x, x + 4])
+      >>> stats["mean"].tolist(), stats["var"].tolist()
+      ([4.0], [5.0])
+    """
+    named, _ = flatten(variables.get("batch_stats", {}))
+    paths = _paths_of_batch_norms(named)
+    if not paths:
+        raise ValueError(
+            "variables: expected batch norms, a `mean` and a `var` in the collection "
+            f"'batch_stats', got {', '.join(named) or 'none'}"
+        )
+
+    def taken(stats: Any) -> dict[str, Running]:
+        named, _ = flatten(stats)
+        return {layer: Running(named[m], named[v]) for layer, (m, v) in paths.items()}
+
+    def put(stats: Any, statistics: Mapping[str, Running]) -> Any:
+        named, treedef = flatten(stats)
+        for layer, pair in paths.items():
+            named.update(zip(pair, statistics[layer], strict=True))
+        return jax.tree.unflatten(treedef, named.values())
+
+    def update(variables: Any, statistics: Any, batch: Any) -> Any:
+        if "compressed" in variables:
+            variables = decode(variables)
+        stats = put(variables["batch_stats"], statistics)
+        _, changed = apply({**variables, "batch_stats": stats}, batch)
+        return taken(changed["batch_stats"])
+
+    old = variables["batch_stats"]
+    return put(old, update_statistics(update, dict(variables), taken(old), batches))
+
+
+def _paths_of_batch_norms(named: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """By layer, the paths of a mean and of the variance beside it."""
+    paths = {}
+    for mean in named:
+        layer, slash, name = mean.rpartition("/")
+        variance = f"{layer}{slash}var"
+        if name == "mean" and variance in named:
+            paths[layer] = (mean, variance)
+    return paths

@@ -9,6 +9,7 @@ from flax import nnx
 
 from ssvq_jax import calibration, tree
 from ssvq_jax.calibration import Form, Moments
+from ssvq_jax.calibration.batch_norm import Running, update_statistics
 from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
@@ -187,6 +188,78 @@ def calibrate(
         return nnx.clone(nnx.merge(graphdef, params, rest))(batch)
 
     return calibration.calibrate(apply, params, batches, rules=rules, form=form)
+
+
+def update_batch_norm(module: nnx.Module, batches: Iterable[Any]) -> None:
+    """Take the means and variances of all batch norms anew, in place.
+
+    After compression the inputs of batch norms are others than in training: give the
+    images that the network was calibrated with. Every layer sees inputs that those
+    before it have normalised by their batch, as in training; its variance is that of
+    all batches together (law of total variance). Every batch counts the same: take
+    equal ones, as large as in training. Momenta do not matter. All other layers are in
+    evaluation mode, so dropout is off. A layer that is called several times keeps the
+    statistics of its last call.
+
+    Args:
+      module: Any NNX module, a compressed one, too. Nothing but the means and variances
+        of its `nnx.BatchNorm`s changes, nothing at all where an error is raised.
+      batches: What `module` is called with, one argument, one after the other; those
+        of other shapes are compiled for anew.
+
+    Raises:
+      ValueError: No batch norms; no batches; NaN or infinity in the statistics of a
+        batch; a layer that a call does not update. The layer is named.
+
+    Example:
+      >>> import jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.nnx
+      >>> from flax import nnx
+      >>> model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> ssvq.nnx.update_batch_norm(model, [x, x + 4])
+      >>> model.mean[...].tolist(), model.var[...].tolist()
+      ([4.0], [5.0])
+    """
+    own = _batch_norms(module)
+    if not own:
+        raise ValueError(
+            f"module: expected one with nnx.BatchNorm, got none in {type(module)}"
+        )
+    training = nnx.clone(module)
+    training.eval()
+    for norm in _batch_norms(training).values():
+        norm.use_running_average, norm.momentum = False, 0.0
+    graphdef, state = nnx.split(training)
+
+    def update(state: Any, statistics: dict[str, Running], batch: Any) -> Any:
+        training: Any = nnx.merge(graphdef, state)
+        norms = _batch_norms(training)
+        _set_statistics(norms, statistics)
+        training(batch)
+        return _statistics(norms)
+
+    _set_statistics(own, update_statistics(update, state, _statistics(own), batches))
+
+
+def _batch_norms(module: nnx.Module) -> dict[str, nnx.BatchNorm]:
+    return {
+        "/".join(map(str, path)): norm
+        for path, norm in nnx.iter_modules(module)
+        if isinstance(norm, nnx.BatchNorm)
+    }
+
+
+def _statistics(norms: dict[str, nnx.BatchNorm]) -> dict[str, Running]:
+    return {
+        path: Running(norm.mean.get_value(), norm.var.get_value())
+        for path, norm in norms.items()
+    }
+
+
+def _set_statistics(norms: dict[str, nnx.BatchNorm], new: dict[str, Running]) -> None:
+    for path, norm in norms.items():
+        norm.mean.set_value(new[path].mean)
+        norm.var.set_value(new[path].var)
 
 
 def _require_same_parameters(named: dict[str, Any], given: dict[str, Any]) -> None:

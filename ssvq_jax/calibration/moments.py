@@ -53,6 +53,25 @@ class Moment:
             diagonal = diagonal.reshape(*diagonal.shape[:-2], -1)
         return diagonal[..., : self.mean.shape[-1]]
 
+    def centered(self) -> "Moment":
+        """With `second - count * mean mean^T` for `second`; see `Moments.centered`."""
+        mean, count = self.mean, self.count[..., None]
+        if self.second.ndim == mean.ndim:
+            second = jnp.maximum(self.second - count * jnp.square(mean), 0.0)
+            return dataclasses.replace(self, second=second)
+        block = self.second.shape[-1]
+        if self.second.ndim == mean.ndim + 2:
+            padding = [(0, 0)] * (mean.ndim - 1) + [(0, -mean.shape[-1] % block)]
+            mean = jnp.pad(mean, padding).reshape(self.second.shape[:-1])
+            count = count[..., None]
+        second = (
+            self.second - count[..., None] * mean[..., :, None] * mean[..., None, :]
+        )
+        on_diagonal = jnp.eye(block, dtype=bool)
+        on_diagonal = jnp.broadcast_to(on_diagonal, second.shape)
+        second = jnp.where(on_diagonal, jnp.maximum(second, 0.0), second)
+        return dataclasses.replace(self, second=second)
+
     def arrange(
         self, weight: Num[AnyArray, "*shape"]
     ) -> Num[AnyArray, "*groups in out"]:
@@ -84,13 +103,13 @@ class Moment:
         parts: dict[Role, list[int]] = {Role.GROUP: [], Role.INPUT: [], Role.OUTPUT: []}
         for role, size in zip(roles, shape, strict=True):
             if role == Role.GROUPED:
-                count = next(groups)
+                count = next(groups, 1)
                 parts[Role.GROUP].append(len(split))
                 parts[Role.OUTPUT].append(len(split) + 1)
                 split += [count, size // count]
                 continue
             if role == Role.GROUP:
-                next(groups)
+                next(groups, 1)
             parts[role].append(len(split))
             split.append(size)
         sizes = [split[i] for i in parts[Role.GROUP]]
@@ -101,6 +120,13 @@ class Moment:
                 f"shape {shape}"
             )
         order = [i for part in parts.values() for i in part]
+        inputs = math.prod(split[i] for i in parts[Role.INPUT])
+        expected = (*(split[i] for i in parts[Role.GROUP]), inputs)
+        if self.mean.shape != expected or math.prod(split) != math.prod(shape):
+            raise ValueError(
+                f"expected groups and inputs {self.mean.shape} in the weight's shape, "
+                f"got {shape}"
+            )
         return split, order, [int(i) for i in np.argsort(order)]
 
 
@@ -141,6 +167,23 @@ class Moments(Mapping[str, Moment]):
             if not isinstance(leaves, Mapping) or set(leaves) != names:
                 raise ValueError(f"{path}: expected {', '.join(sorted(names))}")
         return cls({path: Moment(**leaves) for path, leaves in tree.items()}, missing)
+
+    def centered(self) -> "Moments":
+        """With second moments about the means: `second - count * mean mean^T`.
+
+        For weights whose mean output is made good afterwards, by a bias
+        (`ssvq_jax.correct_biases`) or a batch norm that is taken anew. The means stay
+        as they are. Rounding leaves nothing negative on the diagonals.
+
+        Example:
+          >>> import jax.numpy as jnp, ssvq_jax as ssvq
+          >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0]])
+          >>> moments = ssvq.calibrate(lambda w, x: x @ w, jnp.ones((2, 3)), [x])
+          >>> moments.centered()[""].second.tolist()
+          [[2.0, 0.0], [0.0, 0.0]]
+        """
+        moments = {path: moment.centered() for path, moment in self.items()}
+        return Moments(moments, self.missing)
 
     def __getitem__(self, path: str) -> Moment:
         if path in self.missing and path not in self._moments:

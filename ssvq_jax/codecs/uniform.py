@@ -1,12 +1,14 @@
 """Uniform quantization with learned step sizes, LSQ."""
 
 import dataclasses
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ssvq_jax.codecs.codec import Codec, Compressed, Field
 from ssvq_jax.core.blocks import channel_axis, channel_shape
@@ -14,6 +16,9 @@ from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
 
 _SCALE_DTYPES = ("float32", "float16", "bfloat16")
+# Steps that are tried, in units of the one whose largest code is the largest weight. 0
+# is the step that fits best to the best codes so far; before there are any, LSQ's.
+_RATIOS = (0.0, 1.0, *np.linspace(1.04, 0.01, 96), 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,12 @@ class Uniform(Codec):
     `W_q = step * round(clip(W / step, -2^(b-1), 2^(b-1) - 1))`; straight-through in
     the rounding, gradient of the step scaled by `1 / sqrt(n * q_max)` for the `n`
     weights that share it. Stored: `b` bits per weight and the steps.
+
+    The first step is, of about a hundred, the one of least importance-weighted squared
+    error of its channel, rounded as it is stored: a start for training, and good for
+    trained weights without any. It is never worse than LSQ's own start,
+    `2 mean(|W|) / sqrt(q_max)`, which is far off at many bits, nor than
+    `max(|W|) / q_max`.
 
     The output channel is the last axis of a kernel (so of a depthwise one, too), the
     row of an embedding.
@@ -58,24 +69,18 @@ class Uniform(Codec):
     def encode(self, weight, *, key, importance, axis):
         del key  # nothing is drawn
         latent = weight.astype(jnp.float32)
-        magnitude = jnp.abs(replicate(latent))
+        whole = replicate(latent)
         if importance is None:
-            importance = jnp.ones_like(magnitude)
-        importance = replicate(importance)
+            importance = jnp.ones_like(whole)
         others = _other_axes(weight.shape, axis)
-        mass = jnp.sum(importance, axis=others)
-        mean = jnp.sum(magnitude * importance, axis=others)
-        mean = mean / jnp.where(mass > 0, mass, 1.0)
-        _, largest = self.limits
-        # LSQ's first step, `2 mean(|W|) / sqrt(q_max)`.
-        scale = 2 * mean.reshape(-1) / math.sqrt(largest)
+        scale = _least_error(self, others, whole, replicate(importance))
         return UniformWeight(
             codec=self,
             shape=weight.shape,
             dtype=weight.dtype,
             axis=axis,
             weight=latent,
-            scale=jnp.where(scale > 0, scale, 1.0),
+            scale=scale,
         )
 
     def fields(self, shape, axis):
@@ -160,11 +165,75 @@ class UniformWeight(Compressed):
 
     def _step(self, scale):
         """Positive steps that broadcast against the weight, float32."""
-        step = jnp.abs(self._broadcast(scale))
-        return jnp.maximum(step, float(jnp.finfo(self.codec.scale_dtype).tiny))
+        return _at_least_tiny(self.codec, jnp.abs(self._broadcast(scale)))
 
     def _broadcast(self, scale):
         return scale.astype(jnp.float32).reshape(channel_shape(self.shape, self.axis))
+
+
+class _Best(NamedTuple):
+    """The best step of every channel so far.
+
+    Attributes:
+      step: The step; it broadcasts against the weight.
+      error: Its squared error.
+      refit: The step that fits best to the codes that it gives.
+    """
+
+    step: Float[Array, "..."]
+    error: Float[Array, "..."]
+    refit: Float[Array, "..."]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _least_error(
+    codec: Uniform,
+    others: tuple[int, ...],
+    weight: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"],
+) -> Float[Array, " channels"]:
+    """The step of least weighted squared error of every channel, as it is stored.
+
+    Steps are tried one after the other, in the memory of one. A channel without
+    importance has its plain error; the step of one of zeros is 1.
+    """
+    lowest, highest = codec.limits
+    total = functools.partial(jnp.sum, axis=others, keepdims=True)
+    most = functools.partial(jnp.max, axis=others, keepdims=True)
+    # Sums of large importance overflow, and squares of large weights.
+    heaviest = most(importance)
+    importance = importance / jnp.where(heaviest > 0, heaviest, 1.0)
+    importance = jnp.where(heaviest > 0, importance, 1.0)
+    weight = jnp.where(importance > 0, weight, 0.0)
+    largest = most(jnp.abs(weight))
+    unit = jnp.where(largest > 0, largest, 1.0)
+
+    def stored(step):
+        rounded = step.astype(codec.scale_dtype).astype(jnp.float32)
+        # What overflows its dtype is an error where it is stored, not in training.
+        return _at_least_tiny(codec, jnp.where(jnp.isfinite(rounded), rounded, step))
+
+    def attempt(best, ratio):
+        step = stored(jnp.where(ratio > 0, ratio * largest / highest, best.refit))
+        codes = jnp.round(jnp.clip(weight / step, lowest, highest))
+        error = total(importance * jnp.square((weight - codes * step) / unit))
+        norm = total(importance * jnp.square(codes))
+        fitted = total(importance * codes * (weight / unit)) * unit
+        refit = jnp.where(norm > 0, fitted / jnp.where(norm > 0, norm, 1.0), step)
+        better = error < best.error
+        new = _Best(step, error, refit)
+        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
+
+    mean = total(importance * (jnp.abs(weight) / unit)) * unit / total(importance)
+    first = stored(2 * mean / math.sqrt(highest))  # that of LSQ
+    best = _Best(first, jnp.full_like(first, jnp.inf), first)
+    best, _ = jax.lax.scan(attempt, best, jnp.array(_RATIOS, jnp.float32))
+    return jnp.where(largest > 0, best.step, 1.0).reshape(-1)
+
+
+def _at_least_tiny(codec, step):
+    """Steps below the smallest normal number of their dtype are that number."""
+    return jnp.maximum(step, float(jnp.finfo(codec.scale_dtype).tiny))
 
 
 def _replace_value(x, value):
