@@ -6,6 +6,7 @@ from ssvq_jax.calibration import Moments as Moments
 from ssvq_jax.calibration import allocate as allocate
 from ssvq_jax.calibration import calibrate as calibrate
 from ssvq_jax.calibration import correct_biases as correct_biases
+from ssvq_jax.calibration import refine as refine
 from ssvq_jax.codecs import MVQ as MVQ
 from ssvq_jax.codecs import SSVQ as SSVQ
 from ssvq_jax.codecs import VQ as VQ

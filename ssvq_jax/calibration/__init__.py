@@ -8,3 +8,4 @@ from ssvq_jax.calibration.found import Role as Role
 from ssvq_jax.calibration.moments import Moment as Moment
 from ssvq_jax.calibration.moments import Moments as Moments
 from ssvq_jax.calibration.products import Form as Form
+from ssvq_jax.calibration.refine import refine as refine

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num
 
 from ssvq_jax.codecs.clustering import cluster, code_dtype
 from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.codecs.nearest import nearest, take
 from ssvq_jax.core.blocks import channel_shape, from_blocks, grid_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.kmeans import Key
@@ -45,6 +46,11 @@ class CodebookCodec(Codec):
                 f"channel_scale: expected None or one of {', '.join(_SCALE_DTYPES)}, "
                 f"got {self.channel_scale!r}"
             )
+
+    @property
+    def patterns(self) -> np.ndarray | None:
+        """What a codeword's entries may be multiplied by: see `nearest`."""
+        return None
 
     def clustered(
         self,
@@ -205,6 +211,35 @@ class CodebookWeight(Compressed):
         scale = scale.astype(jnp.float32)
         return values * scale.reshape(channel_shape(self.shape, self.axis))
 
+    @property
+    def scales(self):
+        """Those of the channels."""
+        if self.channel_scale is None:
+            return None
+        scale = self.channel_scale.astype(jnp.float32)
+        scale = jnp.where(scale == 0, 1.0, scale)
+        return scale.reshape(channel_shape(self.shape, self.axis))
+
+    def choose(self, targets, *, metric=None, importance=None, valid=None):
+        """The nearest codewords, with the codec's patterns."""
+        return nearest(
+            targets,
+            self.codewords(jnp.float32),
+            self.codec.patterns,
+            metric=metric,
+            importance=importance,
+            valid=valid,
+        )
+
+    def chosen(self, choice):
+        """Codewords times factors."""
+        blocks = take(self.codewords(jnp.float32), choice.codes)
+        return blocks if choice.factors is None else choice.factors * blocks
+
+    def put(self, codes, factors):
+        """Codes in their smallest type."""
+        return self.replace(codes=codes.astype(code_dtype(self.codec.codewords)))
+
     def finalize(self):
         """The codebook and the channels' scales cast to the dtypes of the options."""
         codebook, scale = _store_codebook(
@@ -260,12 +295,9 @@ def _store_scale(scale: Float[Array, " channels"], dtype: str) -> Array:
     require_finite("channel_scale", scale)
     if scale.dtype == jnp.dtype(dtype):
         return scale
-    magnitude = jnp.abs(scale.astype(jnp.float32))
-    largest = jnp.max(magnitude)
-    smallest = jnp.min(jnp.where(magnitude > 0, magnitude, largest))
-    for which, value in (("largest", largest), ("smallest", smallest)):
-        what = f"channel_scale: its {which} value"
-        _require_range(what, value, "channel_scale", dtype)
+    # A dead channel may underflow: it decodes to what is nearly 0, as it is.
+    largest = jnp.max(jnp.abs(scale.astype(jnp.float32)))
+    _require_range("channel_scale: its largest value", largest, "channel_scale", dtype)
     return scale.astype(dtype)
 
 

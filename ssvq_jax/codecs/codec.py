@@ -17,12 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from ssvq_jax.core.blocks import contracted_axis
+from ssvq_jax.codecs.nearest import Choice
+from ssvq_jax.core.blocks import contracted_axis, from_blocks, grid_shape, to_blocks
 from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
 from ssvq_jax.core.kmeans import Key
-from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
+from ssvq_jax.core.sharding import (
+    compiler_sharded,
+    fit_sharding,
+    replicate,
+    replicated,
+    sharding_of,
+)
 
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -123,6 +130,9 @@ class Compressed(abc.ABC):
     labels: ClassVar[Mapping[str, str]] = {}
     """Labels of leaves for `label_tree`; a leaf not named here is "other"."""
 
+    linear_leaves: ClassVar[tuple[str, ...]] = ("codebook", "channel_scale")
+    """What the weight is a linear function of, each with the others held."""
+
     bit_leaf: ClassVar[str | None] = None
     """Name of the leaf that holds a packed bit per weight, where there is one."""
 
@@ -165,6 +175,72 @@ class Compressed(abc.ABC):
     @abc.abstractmethod
     def stored(self) -> dict[str, np.ndarray]:
         """The flat arrays of a finalized node that the codec's `fields` describe."""
+
+    @property
+    def scales(self) -> Float[Array, "..."] | None:
+        """What values in `choose` and `chosen` are units of; broadcasts to the weight.
+
+        Never 0. `None` for 1 everywhere.
+        """
+        return None
+
+    @abc.abstractmethod
+    def choose(
+        self,
+        targets: Float[Array, "n d"],
+        *,
+        metric: Float[Array, "d d"] | None = None,
+        importance: Float[Array, "n d"] | None = None,
+        valid: Bool[Array, "n d"] | None = None,
+    ) -> Choice:
+        """The best codes for blocks of weights, in units of `scales`: see `nearest`."""
+
+    @abc.abstractmethod
+    def chosen(self, choice: Choice) -> Float[Array, "*n d"]:
+        """The blocks that a choice stands for, in units of `scales`."""
+
+    @abc.abstractmethod
+    def put(
+        self, codes: Int[Array, "*grid"], factors: Float[Array, "*shape"] | None
+    ) -> "Compressed":
+        """The node with these codes, and factors of every weight; without latents."""
+
+    def like(self, node: Any, weight: Float[Array, "*shape"]) -> "Compressed":
+        """What `put` gave, with the latents that `node` has; they decode to the same.
+
+        Args:
+          node: A node of the same codec.
+          weight: Latents are as far from changing as this is.
+        """
+        del node, weight  # codecs without latents
+        return self
+
+    def fitted(self, name: str, value: Array) -> "Compressed":
+        """A copy with one of `linear_leaves` fitted; scales stay above 0."""
+        if name != "codebook":
+            value = jnp.where(value > 0, value, getattr(self, name))
+        return self.replace(**{name: value})
+
+    def assign(
+        self,
+        weight: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None = None,
+        *,
+        training: bool = True,
+    ) -> "Compressed":
+        """Codes, signs and masks chosen anew for a weight; codebook and scales stay.
+
+        Args:
+          weight: Of the node's shape.
+          importance: As in `encode`.
+          training: With latents, if this node has some.
+        """
+        if jnp.shape(weight) != self.shape:
+            raise ValueError(
+                f"weight: expected shape {self.shape}, got {jnp.shape(weight)}"
+            )
+        assigned = _assign(self, jnp.asarray(weight), importance)
+        return assigned.like(self, weight) if training else assigned
 
     @property
     def size(self) -> int:
@@ -218,6 +294,34 @@ def _decode(node: Compressed, dtype: np.dtype) -> Array:
     sharding = fit_sharding(sharding_of(jnp.asarray(node.grid_leaf)), node.shape)
     values = compiler_sharded(lambda node: node.values(dtype), sharding)(node)
     return values.astype(dtype)
+
+
+@jax.jit
+def _assign(node: Any, weight: Array, importance: Array | None) -> Any:
+    weight = weight.astype(jnp.float32)
+    targets = weight if node.scales is None else weight / node.scales
+    if importance is None:
+        importance = jnp.ones_like(weight)
+    importance = importance.astype(jnp.float32)
+    if node.scales is not None:
+        importance = importance * jnp.square(node.scales)
+
+    def assign(targets, importance):
+        block, axis = node.codec.block, node.axis
+        grid = grid_shape(node.shape, block, axis)
+        targets, importance, valid = (
+            jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
+            for x in (targets, importance, jnp.ones(node.shape, bool))
+        )
+        codes, factors = node.choose(targets, importance=importance, valid=valid)
+        if factors is not None:
+            factors = from_blocks(factors.reshape(*grid, block), node.shape, axis)
+        return codes.reshape(grid), factors
+
+    codes, factors = compiler_sharded(assign, replicated(sharding_of(weight)))(
+        replicate(targets), replicate(importance)
+    )
+    return node.put(codes, factors)
 
 
 def is_compressed(x: Any) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
 from ssvq_jax.codecs.codec import Field
+from ssvq_jax.codecs.nearest import mask_patterns
 from ssvq_jax.core.bits import pack_blocks, unpack_bits
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
 from ssvq_jax.core.checks import require_integer
@@ -62,6 +63,11 @@ class MVQ(CodebookCodec):
             raise ValueError(
                 f"block: expected a multiple of M = {group}, got {self.block}"
             )
+
+    @property
+    def patterns(self):
+        """All masks of a group."""
+        return mask_patterns(*self.keep)
 
     def encode(self, weight, *, key, importance, axis):
         kept = from_blocks(_kept(replicate(weight), self, axis), weight.shape, axis)
@@ -117,6 +123,10 @@ class MVQWeight(CodebookWeight):
         kept = unpack_bits(self.mask, self.codec.block, self.shape, self.axis)
         values = self.lookup(dtype)
         return jnp.where(kept, values, jnp.zeros_like(values))
+
+    def put(self, codes, factors):
+        mask = pack_blocks(factors > 0, self.codec.block, self.axis)
+        return super().put(codes, factors).replace(mask=mask)
 
     def stored(self):
         group = self.codec.keep[1]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
 from ssvq_jax.codecs.codec import Field
+from ssvq_jax.codecs.nearest import sign_patterns
 from ssvq_jax.core.bits import from_valid_bits, pack_blocks, unpack_bits, valid_bits
 from ssvq_jax.core.signs import sign_ste, split_signs
 
@@ -72,6 +73,11 @@ class SSVQ(CodebookCodec):
                 f"latent_scale: expected a number above 0, got {self.latent_scale}"
             )
 
+    @property
+    def patterns(self):
+        """All signs."""
+        return sign_patterns(self.block)
+
     def encode(self, weight, *, key, importance, axis):
         leaves = self.clustered(weight, importance, key=key, axis=axis, magnitudes=True)
         # k-means works on centred points: means of magnitudes may round to below 0.
@@ -124,6 +130,25 @@ class SSVQWeight(CodebookWeight):
             return magnitude * sign_ste(self.latent)
         minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
         return jnp.where(minus, -magnitude, magnitude)
+
+    def put(self, codes, factors):
+        signs = pack_blocks(factors < 0, self.codec.block, self.axis)
+        return super().put(codes, factors).replace(latent=None, signs=signs)
+
+    def like(self, node, weight):
+        if node.latent is None:
+            return self
+        minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
+        magnitude = self.codec.latent_scale * jnp.abs(weight).astype(jnp.float32)
+        # -0 would be a plus.
+        magnitude = jnp.maximum(magnitude, float(jnp.finfo(jnp.float32).tiny))
+        latent = jnp.where(minus, -magnitude, magnitude)
+        return self.replace(latent=latent, signs=None)
+
+    def fitted(self, name, value):
+        if name == "codebook":  # of magnitudes
+            value = jnp.maximum(value, 0.0)
+        return super().fitted(name, value)
 
     def finalize(self):
         signs = self.signs

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
@@ -60,6 +61,11 @@ class Uniform(Codec):
                 f"scale_dtype: expected one of {', '.join(_SCALE_DTYPES)}, "
                 f"got {self.scale_dtype!r}"
             )
+
+    @property
+    def block(self) -> int:
+        """Weights that share a code."""
+        return 1
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -123,6 +129,8 @@ class UniformWeight(Compressed):
     weight: Any = None
     codes: Any = None
 
+    linear_leaves: ClassVar = ("scale",)
+
     @property
     def grid_leaf(self):
         return self.codes if self.weight is None else self.weight
@@ -145,6 +153,26 @@ class UniformWeight(Compressed):
         step = _replace_value(factor * step, step)
         position = jnp.clip(self.weight / step, *self.codec.limits)
         return _replace_value(position, jnp.round(position)) * step
+
+    @property
+    def scales(self):
+        return self._step(self.scale)
+
+    def choose(self, targets, *, metric=None, importance=None, valid=None):
+        del metric, importance, valid  # every weight has the best code of its own
+        codes = jnp.round(jnp.clip(targets[:, 0], *self.codec.limits))
+        return Choice(codes.astype(jnp.int32), None)
+
+    def chosen(self, choice):
+        return choice.codes.astype(jnp.float32)[..., None]
+
+    def put(self, codes, factors):
+        return self.replace(weight=None, codes=codes.astype(jnp.int8))
+
+    def like(self, node, weight):
+        if node.weight is None:
+            return self
+        return self.replace(weight=self.codes * self.scales, codes=None)
 
     def finalize(self):
         if self.weight is None:

@@ -1,0 +1,262 @@
+"""`refine`: codes, signs, codebooks and scales found by the error of the outputs."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ssvq_jax.calibration.feedback import EXACT, Walk
+from ssvq_jax.calibration.layout import Layout
+from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.core.checks import require_finite
+from ssvq_jax.core.sharding import (
+    compiler_sharded,
+    place,
+    replicated,
+    sharding_of,
+)
+from ssvq_jax.tree.paths import flatten
+
+_ITERATIONS = 12  # of conjugate gradients
+_FIRST_PASSES = 2  # the second with the codebook that was fitted after the first
+
+
+def refine(
+    compressed: Any,
+    params: Any,
+    moments: Mapping[str, Moment],
+    *,
+    damping: float = 0.01,
+    sweeps: int = 3,
+) -> Any:
+    """Choose codes, signs, masks, codebooks and scales anew by the outputs' error.
+
+    For every compressed parameter with moments, the error that is lowered is
+    `tr((W - W_q)^T H (W - W_q))`, `H` the second moments of the inputs. Codes are
+    chosen step by step, each for targets that make up for the errors so far (error
+    feedback), signs and codewords together; then codebook and scales are fitted by
+    least squares; then codes and codebooks in turn, once for every sweep. The result
+    is kept where its error, stored as a file stores it, is smaller than before. With
+    diagonal moments, and for lookups, nothing passes from one input to another: codes
+    are chosen by importance alone.
+
+    EfficientNet-Lite0 takes 60 s on 2 CPU cores.
+
+    Args:
+      compressed: Tree with `Compressed` nodes, from `ssvq_jax.compress`.
+      params: The float parameters that they were made from; the same paths.
+      moments: From `calibrate`, of the float network; see also `Moments.centered`.
+      damping: What is added to the diagonal of the second moments, as a share of its
+        mean: how little the calibration data are trusted. Above 0.
+      sweeps: How often codes are chosen anew after the first time.
+
+    Returns:
+      The same tree: same codecs, same bits. What has no moments is as before.
+
+    Raises:
+      ValueError: Other paths or shapes than the moments'; weights or moments that are
+        not finite, by path; damping or sweeps out of range; moments in blocks that
+        are no multiple of a codec's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
+      >>> key = jax.random.key(0)
+      >>> params = {"kernel": jax.random.normal(key, (32, 64))}
+      >>> x = jax.random.normal(key, (128, 8)) @ jax.random.normal(key, (8, 32))
+      >>> moments = ssvq.calibrate(lambda p, x: x @ p["kernel"], params, [x])
+      >>> rules = [ssvq.Rule("kernel", ssvq.SSVQ())]
+      >>> plain = ssvq.compress(params, rules, key=key)
+      >>> refined = ssvq.refine(plain, params, moments)
+      >>> def error(tree):
+      ...     difference = x @ (ssvq.decode(tree)["kernel"] - params["kernel"])
+      ...     return float(jnp.sum(difference**2))
+      >>> error(refined) < error(plain) / 2
+      True
+
+    References:
+      Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323; van Baalen et al., "GPTVQ",
+      2024, arXiv 2402.15319.
+    """
+    if not damping > 0:
+        raise ValueError(f"damping: expected a number above 0, got {damping}")
+    if sweeps < 0:
+        raise ValueError(f"sweeps: expected 0 or more, got {sweeps}")
+    named, treedef = flatten(compressed, is_compressed)
+    weights, _ = flatten(params)
+    leaves = []
+    for path, node in named.items():
+        if is_compressed(node) and path in moments:
+            if path not in weights:
+                raise ValueError(f"{path}: in compressed, but not in params")
+            try:
+                node = _refined(node, weights[path], moments[path], damping, sweeps)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        leaves.append(node)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _refined(
+    node: Any, weight: Any, moment: Moment, damping: float, sweeps: int
+) -> Compressed:
+    weight = jnp.asarray(weight)
+    if weight.shape != node.shape:
+        raise ValueError(f"weight: expected shape {node.shape}, got {weight.shape}")
+    node.check()
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(node)}
+    if kinds & {"float16", "bfloat16", "int8"}:
+        raise ValueError("expected what compress gives, got a finalized parameter")
+    require_finite("weight", weight)
+    require_finite("second moments", moment.second)
+    moment.arrange(np.empty(weight.shape, bool))  # raises for those of other weights
+    layout = Layout.of(node, moment)
+    leaves, treedef = jax.tree.flatten(node)
+    shardings = [sharding_of(jnp.asarray(leaf)) for leaf in leaves]
+    sharding = next(filter(None, [sharding_of(weight), *shardings]), None)
+    run = functools.partial(_run, layout=layout, sweeps=sweeps)
+    second, *leaves = (
+        place(jnp.asarray(x), replicated(sharding))
+        for x in (layout.second(moment), weight, *leaves)
+    )
+    weight, *leaves = leaves
+    node = jax.tree.unflatten(treedef, leaves)
+    result = compiler_sharded(run, replicated(sharding))(node, weight, second, damping)
+    placed = map(place, jax.tree.leaves(result), shardings)
+    return jax.tree.unflatten(treedef, placed)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "sweeps"))
+def _run(
+    node: Any,
+    weight: Float[Array, "*shape"],
+    second: Float[Array, "..."],
+    damping: Any,
+    *,
+    layout: Layout,
+    sweeps: int,
+) -> Any:
+    weight = weight.astype(jnp.float32)
+    rows = layout.rows(weight)
+    second, damped = _damped(second, damping, layout)
+
+    def error(node):
+        return rows - layout.rows(node.values(jnp.dtype(jnp.float32)))
+
+    if second.ndim == 3:
+        walk = Walk.plan(damped, layout)
+
+        def choose(node, is_first):
+            turn = jax.tree.map(
+                functools.partial(jnp.where, is_first), walk.first, walk.sweep
+            )
+            start = jnp.where(is_first, 0.0, error(node))
+            return walk.take(turn, node, layout, rows, start)
+    else:
+        importance = jnp.broadcast_to(damped[:, :, None], rows.shape)
+
+        def choose(node, is_first):
+            del is_first
+            return node.assign(weight, layout.weight(importance), training=False)
+
+    def improve(i, node):
+        return _fit(choose(node, i < _FIRST_PASSES), error, damped)
+
+    learned = {name: getattr(node, name) for name in node.linear_leaves}
+    best = node.finalize().replace(**{"scale": None, **learned})
+    # One loop: it takes half of the time to compile that two would.
+    best = jax.lax.fori_loop(0, _FIRST_PASSES + sweeps, improve, best)
+    best = best.like(node, weight)
+
+    def measure(node):
+        """The error of what is stored."""
+        rest = error(node.finalize())
+        return jnp.sum(rest * _product(second, rest))
+
+    better = measure(best) < measure(node)
+    return jax.tree.map(functools.partial(jnp.where, better), best, node)
+
+
+def _damped(
+    second: Float[Array, "..."], damping: Any, layout: Layout
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Second moments in units of their mean, as they are and damped."""
+    real = jnp.asarray(layout.inputs >= 0)
+    diagonal = second
+    if second.ndim == 3:
+        diagonal = jnp.diagonal(second, axis1=1, axis2=2)
+    mean = jnp.sum(diagonal, axis=1, keepdims=True) / jnp.sum(real)
+    unit = jnp.max(mean)
+    unit = jnp.where(unit > 0, unit, 1.0)
+    second, mean = second / unit.reshape((1,) * second.ndim), mean / unit
+    added = damping * jnp.where(mean > 0, mean, 1.0)
+    if second.ndim == 2:
+        return second, second + jnp.where(real, added, 0.0)
+    # Padding is apart from all else: 1 on the diagonal.
+    added = jnp.where(real, added, 1.0)
+    return second, second + added[:, :, None] * jnp.eye(second.shape[1])
+
+
+def _product(second: Array, rows: Float[Array, "g i o"]) -> Float[Array, "g i o"]:
+    if second.ndim == 2:
+        return second[:, :, None] * rows
+    return jnp.matmul(second, rows, precision=EXACT)
+
+
+def _fit(node: Any, error: Callable[[Any], Array], second: Array) -> Any:
+    """Codebook, then scales, by least squares for the codes that there are."""
+    for name in node.linear_leaves:
+        start = getattr(node, name)
+        if start is None:
+            continue
+        node = node.fitted(
+            name,
+            _least_squares(
+                lambda x, name=name, node=node: error(node.replace(**{name: x})),
+                start,
+                second,
+            ),
+        )
+    return node
+
+
+def _least_squares(
+    error: Callable[[Array], Array], start: Array, second: Array
+) -> Array:
+    """The argument of least error, an affine function, by conjugate gradients.
+
+    The preconditioner is exact where `second` is diagonal and every weight comes from
+    one entry of the argument, as all do.
+    """
+    rest, linear = jax.linearize(error, start)
+    transpose = jax.linear_transpose(linear, start)
+
+    def adjoint(rows):
+        return transpose(_product(second, rows))[0]
+
+    diagonal = second
+    if second.ndim == 3:
+        diagonal = jnp.diagonal(second, axis1=1, axis2=2)
+    squares = transpose(diagonal[:, :, None] * linear(jnp.ones_like(start)))[0]
+    inverse = jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)
+
+    def ratio(a, b):
+        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
+
+    def step(_, state):
+        x, residual, direction, size = state
+        image = adjoint(linear(direction))
+        length = ratio(size, jnp.sum(direction * image))
+        x, residual = x + length * direction, residual - length * image
+        scaled = inverse * residual
+        new = jnp.sum(residual * scaled)
+        return x, residual, scaled + ratio(new, size) * direction, new
+
+    residual = -adjoint(rest)
+    scaled = inverse * residual
+    state = (start, residual, scaled, jnp.sum(residual * scaled))
+    return jax.lax.fori_loop(0, _ITERATIONS, step, state)[0]

@@ -1,0 +1,201 @@
+"""Nearest codewords, and the pattern of signs or the mask that goes with each.
+
+A block of `d` weights is decoded as `f * c`: a codeword `c` times factors `f` that a
+codec draws from a table of patterns, `m` consecutive weights at a time (signs: all of
++-1; masks: N ones of M). Codeword and factors are chosen together, for the least
+`(t - f c)^T M (t - f c)`. The metric `M` is one matrix for all blocks, or a diagonal
+for each of them.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+_ROUNDS = 3  # of codeword and factors in turn; a fourth changes hardly any
+_LARGEST_SIGN_GROUP = 4  # weights whose signs are tried in all their patterns
+_COSTS = 1 << 25  # entries of a matrix of costs, 128 MiB
+_FORBIDDEN = 1e30
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Choice(NamedTuple):
+    """What is chosen for blocks.
+
+    Attributes:
+      codes: Codewords, int32.
+      factors: What the codeword's entries are multiplied by; `None` where that is 1.
+    """
+
+    codes: Int[Array, "*n"]
+    factors: Float[Array, "*n d"] | None
+
+
+@functools.cache
+def sign_patterns(block: int) -> np.ndarray:
+    """Signs of a few consecutive weights: `(2^m, m)`; `m` divides the block."""
+    size = max(m for m in range(1, _LARGEST_SIGN_GROUP + 1) if block % m == 0)
+    return np.array(list(itertools.product((1, -1), repeat=size)), np.float32)
+
+
+@functools.cache
+def mask_patterns(kept: int, group: int) -> np.ndarray:
+    """Masks with `kept` ones of `group`: `(binomial(group, kept), group)`."""
+    chosen = np.array(list(itertools.combinations(range(group), kept)))
+    masks = np.zeros((len(chosen), group), np.float32)
+    np.put_along_axis(masks, chosen, 1, axis=1)
+    return masks
+
+
+def nearest(
+    targets: Float[Array, "n d"],
+    codebook: Float[Array, "k d"],
+    patterns: np.ndarray | None = None,
+    *,
+    metric: Float[Array, "d d"] | None = None,
+    importance: Float[Array, "n d"] | None = None,
+    valid: Bool[Array, "n d"] | None = None,
+) -> Choice:
+    """Codes and factors of least weighted squared error.
+
+    Without patterns the nearest codeword. With them codeword and factors in turn, each
+    the best for the other, from the signs of the targets or their largest entries.
+
+    Args:
+      targets: Blocks.
+      codebook: Codewords.
+      patterns: `(p, m)`, what factors `m` consecutive weights may have; `m` divides
+        `d`. `None`: all are 1.
+      metric: Symmetric, positive semidefinite.
+      importance: Non-negative: the diagonal of the metric of every block. Without
+        either it is 1.
+      valid: Where targets are no padding: masks keep that last. The metric is 0 there.
+
+    Returns:
+      The codeword and the factors of every block.
+    """
+    find = functools.partial(_nearest, codebook, patterns, metric)
+    count, most = targets.shape[0], codebook.shape[0]
+    if patterns is not None:
+        most = max(most, patterns.shape[0])
+    size = max(1, _COSTS // most)
+    if count <= size:
+        return find(targets, importance, valid)
+    columns = targets, importance, valid
+    padding = -count % size
+    chunks = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1]),
+        columns,
+    )
+    found = jax.lax.map(lambda chunk: find(*chunk), chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
+
+
+def _nearest(codebook, patterns, metric, targets, importance, valid):
+    form = _Form(targets, metric, importance, valid)
+    if patterns is None:
+        return Choice(form.codes(codebook, None), None)
+    factors = form.first_factors(targets, patterns)
+
+    def improve(_, factors):
+        chosen = take(codebook, form.codes(codebook, factors))
+        return form.factors(chosen, factors, patterns)
+
+    factors = jax.lax.fori_loop(0, _ROUNDS, improve, factors)
+    # Codes are the last to be chosen: factors of one codeword may be all the same.
+    return Choice(form.codes(codebook, factors), factors)
+
+
+def take(codebook: Float[Array, "k d"], codes: Int[Array, "*n"]) -> Array:
+    """Codewords by code; codes are in bounds."""
+    return jnp.take(codebook, codes, axis=0, mode="clip")
+
+
+class _Form:
+    """The quadratic form of the error, and its minima in one of two arguments."""
+
+    def __init__(self, targets, metric, importance, valid):
+        if metric is None and importance is None:
+            importance = jnp.ones_like(targets)
+        self.metric, self.importance, self.valid = metric, importance, valid
+        self.linear = self._apply(targets)
+
+    def codes(self, codebook, factors):
+        """The best codeword of every block for its factors."""
+        linear = self.linear if factors is None else factors * self.linear
+        if factors is None and self.metric is not None:
+            squares = jnp.sum(_dot(codebook, self.metric) * codebook, axis=1)[:, None]
+        else:
+            ones = jnp.ones_like(self.linear) if factors is None else factors
+            squares = _dot(self._products(codebook), self._weighted(ones).T)
+        return _argmin(squares - 2 * _dot(codebook, linear.T))
+
+    def factors(self, chosen, factors, patterns):
+        """The best factors of every block for its codeword, a group after the other."""
+        size = patterns.shape[1]
+        table = jnp.asarray(patterns)
+        products = self._products(table)
+        for start in range(0, chosen.shape[1], size):
+            group = slice(start, start + size)
+            part = chosen[:, group]
+            rest = (factors * chosen).at[:, group].set(0.0)
+            linear = (self.linear - self._apply(rest))[:, group]
+            cost = _dot(products, self._weighted(part, group).T)
+            cost = cost - 2 * _dot(table, (part * linear).T)
+            best = _argmin(cost + self._forbidden(patterns, group))
+            factors = factors.at[:, group].set(table[best])
+        return factors
+
+    def first_factors(self, targets, patterns):
+        """Signs of the targets or masks of the largest, as far as patterns allow."""
+        weights = self.importance
+        if self.metric is not None:
+            weights = jnp.diagonal(self.metric)[None]
+        signed = (patterns < 0).any()
+        score = weights * targets * (jnp.abs(targets) if signed else targets)
+        table, size = jnp.asarray(patterns), patterns.shape[1]
+        factors = jnp.zeros_like(targets)
+        for start in range(0, targets.shape[1], size):
+            group = slice(start, start + size)
+            cost = -_dot(table, score[:, group].T) + self._forbidden(patterns, group)
+            factors = factors.at[:, group].set(table[_argmin(cost)])
+        return factors
+
+    def _forbidden(self, patterns, group):
+        """A cost of masks' ones on padding; signs may be what they are there."""
+        if self.valid is None or (patterns < 0).any():
+            return 0.0
+        padding = 1.0 - self.valid[:, group]
+        return _FORBIDDEN * _dot(jnp.asarray(patterns), padding.T)
+
+    def _apply(self, x):
+        if self.metric is None:
+            return self.importance * x
+        return _dot(x, self.metric)
+
+    def _products(self, x):
+        """What a square of the form is linear in, of every row."""
+        if self.metric is None:
+            return jnp.square(x)
+        return (x[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1)
+
+    def _weighted(self, x, group=slice(None)):
+        """`_products`, times the metric's entries."""
+        if self.metric is None:
+            return jnp.square(x) * self.importance[:, group]
+        return self._products(x) * self.metric[group, group].reshape(1, -1)
+
+
+def _dot(x, y):
+    return jnp.matmul(x, y, precision=_EXACT)
+
+
+def _argmin(costs: Float[Array, "k n"]) -> Int[Array, " n"]:
+    """The first least row of every column, in two passes that CPUs vectorise."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 0)
+    least = jnp.min(costs, axis=0, keepdims=True)
+    return jnp.min(jnp.where(costs <= least, rows, costs.shape[0] - 1), axis=0)
