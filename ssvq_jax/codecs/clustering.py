@@ -102,10 +102,10 @@ def _cut(
     """
     xp: Any = weight.__array_namespace__()
     scale = None
-    if importance is None and (channels or weight.shape[axis] % block):
-        importance = xp.ones(weight.shape, xp.float32)
-    if channels and importance is not None:
+    if channels:
         weight, importance, scale = _in_units(weight, importance, axis)
+    if importance is None and weight.shape[axis] % block:
+        importance = xp.ones(weight.shape, xp.float32)
     if importance is not None:
         importance = to_blocks(importance, block, axis).reshape(-1, block)
     points = to_blocks(abs(weight) if magnitudes else weight, block, axis)
@@ -116,7 +116,7 @@ _points = jax.jit(_cut, static_argnums=(2, 3, 4, 5))
 
 
 def _in_units(
-    weight: AnyArray, importance: AnyArray, axis: int
+    weight: AnyArray, importance: AnyArray | None, axis: int
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Weights in units of their channels' scales, importance to match, the scales."""
     xp: Any = weight.__array_namespace__()
@@ -132,16 +132,23 @@ def _in_units(
     def total(x):
         return xp.sum(x, axis=others, keepdims=True)
 
-    unit, share = largest_of(abs(weight)), importance / largest_of(importance)
-    mass = total(share)
-    mean = total(share * xp.square(weight / unit)) / xp.where(mass > 0, mass, 1.0)
+    unit = largest_of(abs(weight))
+    square = xp.square(weight / unit)
+    if importance is None:  # apart: a compiler takes seconds to sum a constant
+        mean = xp.mean(square, axis=others, keepdims=True)
+        counted = xp.ones(weight.shape, xp.float32)
+    else:
+        counted = importance
+        share = importance / largest_of(importance)
+        mass = total(share)
+        mean = total(share * square) / xp.where(mass > 0, mass, 1.0)
     scale = unit * xp.sqrt(mean)
     scale = xp.where(scale >= float(xp.finfo(xp.float32).tiny), scale, 1.0)
     # The units of importance are free: squares of the scales' own may underflow.
-    importance = importance * xp.square(scale / xp.max(scale))
+    counted = counted * xp.square(scale / xp.max(scale))
     # What does not count may be too large in these units.
-    weight = xp.where(importance > 0, weight, 0.0) / scale
-    return weight, importance, scale.reshape(-1)
+    weight = xp.where(counted > 0, weight, 0.0) / scale
+    return weight, counted, scale.reshape(-1)
 
 
 def code_dtype(codewords: int) -> np.dtype:
