@@ -92,7 +92,7 @@ def calibrate(
         evaluator.closed(jaxpr, values, [*views, *others])
         return evaluator.found
 
-    sums, step = None, None
+    sums, step, notes = None, None, Found()
     finite = []
     leaves = list(named.values())
     for batch in batches:
@@ -101,12 +101,16 @@ def calibrate(
             one = compiler_sharded(collect, sharding)
             step = jax.jit(functools.partial(_add, one), donate_argnums=0)
             sums = _zeros(jax.eval_shape(one, leaves, batch), sharding)
+            sums.notes = {}  # static where `step` takes them: others are traced anew
         sums, flags = step(sums, leaves, batch)
+        notes.merge_notes(sums)
+        sums.notes = {}
         jax.block_until_ready(finite[-1:])  # no more than two batches under way
         finite.append(flags)
     if sums is None:
         raise ValueError("batches: expected at least one, got none")
     _require_finite(list(sums.sums), jax.device_get(finite))
+    sums.merge_notes(notes)
     return _moments(sums, views, missing)
 
 
@@ -130,7 +134,7 @@ def _views(
 
 
 def _add(collect: Any, sums: Found, leaves: Any, batch: Any) -> tuple[Found, Array]:
-    """Sums with those of a batch added, and which of the latter are finite."""
+    """Sums with those of a batch added, its notes; which of its sums are finite."""
     found: Found = collect(leaves, batch)
     if list(found.sums) != list(sums.sums):
         raise ValueError("batches: expected the same products for every batch")
@@ -141,7 +145,7 @@ def _add(collect: Any, sums: Found, leaves: Any, batch: Any) -> tuple[Found, Arr
     total = jax.tree.map(jnp.add, tuple(sums.sums.values()), tuple(found.sums.values()))
     result = Found()
     result.sums = dict(zip(found.sums, total, strict=True))
-    result.merge_notes(sums)
+    result.merge_notes(found)
     return result, jnp.array(finite, bool)
 
 
@@ -150,7 +154,7 @@ def _zeros(shapes: Found, sharding: NamedSharding | None) -> Any:
 
 
 def _sharding(tree: Any) -> NamedSharding | None:
-    """What is whole on the devices of the first leaf that is split over some."""
+    """What is whole on the devices of the first leaf that lies on a mesh."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding):

@@ -118,6 +118,12 @@ def test_what_is_missing_is_named(params, rng):
             "a result of a branch",
         ),
         (lambda w, x: w[x.astype(int)[:, 0], 1], "gather of anything but whole rows"),
+        (
+            lambda w, x: (
+                w.reshape(2, 2, 4).swapaxes(0, 1).reshape(4, 4)[x.astype(int)[:, 0]]
+            ),
+            "rows in another order",
+        ),
     ],
 )
 def test_uses_that_tell_nothing(apply, reason, rng):
@@ -125,6 +131,27 @@ def test_uses_that_tell_nothing(apply, reason, rng):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         moments = ssvq.calibrate(apply, w, [x])
     assert list(moments.missing) == [""] and reason in moments.missing[""]
+
+
+def test_a_lookup_of_columns_counts_them(rng):
+    w, ids = floats(rng, 4, 3), np.array([2, 0, 2])
+    moments = ssvq.calibrate(lambda w, ids: w.T[ids], w, [ids])
+    np.testing.assert_array_equal(moments[""].second, [1, 0, 2])  # of axis 1
+    assert not moments.missing
+
+
+def test_uses_of_later_batches_that_tell_nothing(rng):
+    w, traces = floats(rng, 4, 4), []
+
+    def apply(w, x):
+        traces.append(x.shape)
+        return x @ w, w * 2 if len(x) == 3 else x
+
+    batches = [floats(rng, n, 4) for n in (2, 3, 2, 3, 2)]
+    moments = ssvq.calibrate(apply, w, batches)
+    assert moments.missing == {"": "used by `mul`, no product that is followed"}
+    assert_second(moments[""], np.concatenate(batches))
+    assert traces == [(2, 4), (3, 4)]
 
 
 def test_a_tied_embedding_has_the_moments_of_its_product(rng):
