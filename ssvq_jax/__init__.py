@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from ssvq_jax.calibration import Moments as Moments
 from ssvq_jax.calibration import allocate as allocate
 from ssvq_jax.calibration import calibrate as calibrate
+from ssvq_jax.calibration import compress as compress
 from ssvq_jax.calibration import correct_biases as correct_biases
 from ssvq_jax.calibration import refine as refine
 from ssvq_jax.codecs import MVQ as MVQ
@@ -25,7 +26,6 @@ from ssvq_jax.freeze import FreezeSignsState as FreezeSignsState
 from ssvq_jax.freeze import freeze_signs as freeze_signs
 from ssvq_jax.tree import Rule as Rule
 from ssvq_jax.tree import combine as combine
-from ssvq_jax.tree import compress as compress
 from ssvq_jax.tree import decode as decode
 from ssvq_jax.tree import finalize as finalize
 from ssvq_jax.tree import label_tree as label_tree

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.calibration import Form, Moments
+from ssvq_jax.calibration import Form, Moment, Moments
 from ssvq_jax.calibration.batch_norm import Running, update_statistics
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
@@ -24,6 +24,7 @@ def compress(
     *,
     key: Key,
     importance: Any = None,
+    moments: Mapping[str, Moment] | None = None,
 ) -> dict[str, Any]:
     """Compress the collection "params" of the variables of a Linen module.
 
@@ -32,6 +33,7 @@ def compress(
       rules: As in `ssvq_jax.compress`; paths are those inside "params".
       key: JAX random key.
       importance: As in `ssvq_jax.compress`.
+      moments: As in `ssvq_jax.compress`, from `calibrate`.
 
     Returns:
       Variables with the collection "compressed" beside "params"; see `split`.
@@ -50,7 +52,9 @@ def compress(
       >>> ssvq.linen.apply(model, variables, x).shape
       (1, 32)
     """
-    params = tree.compress(variables["params"], rules, key=key, importance=importance)
+    params = calibration.compress(
+        variables["params"], rules, key=key, importance=importance, moments=moments
+    )
     return {**variables, **split(params)}
 
 

@@ -1,6 +1,6 @@
 """Flax NNX: a module whose parameters are compressed, decoded on every call."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.calibration import Form, Moments
+from ssvq_jax.calibration import Form, Moment, Moments
 from ssvq_jax.calibration.batch_norm import Running, update_statistics
 from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.core.kmeans import Key
@@ -130,6 +130,7 @@ def compress(
     *,
     key: Key,
     importance: Any = None,
+    moments: Mapping[str, Moment] | None = None,
 ) -> CompressedModule:
     """Compress the parameters of any NNX module that the rules select.
 
@@ -139,6 +140,7 @@ def compress(
         as `blocks/0/attention/query/kernel`.
       key: JAX random key.
       importance: As in `ssvq_jax.compress`, for example a state of squared gradients.
+      moments: As in `ssvq_jax.compress`, from `calibrate`.
 
     Returns:
       A `CompressedModule`.
@@ -147,7 +149,9 @@ def compress(
       TypeError, ValueError: As `ssvq_jax.compress`.
     """
     params = nnx.state(module, nnx.Param)
-    compressed = tree.compress(params, rules, key=key, importance=importance)
+    compressed = calibration.compress(
+        params, rules, key=key, importance=importance, moments=moments
+    )
     return CompressedModule(module, compressed)
 
 

@@ -164,7 +164,7 @@ def allocate(
         inexact = [option for option in own if option.cost > 0]
         if divergence is not None and inexact:
             nearest = min(inexact, key=lambda x: abs(x.bits / row.weights - bits))
-            node = encoded(row.path, leaf, nearest.rule, key)
+            node = encoded(row.path, leaf, nearest.rule, key, moments)
             alone = jax.tree.unflatten(treedef, {**named, row.path: node}.values())
             unit = _measured(row, nearest, divergence(alone)) / nearest.cost
             own = [dataclasses.replace(x, cost=unit * x.cost) for x in own]

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ssvq_jax.calibration.compression import compress
 from ssvq_jax.calibration.moments import Moment
 from ssvq_jax.calibration.prediction import output_cost
 from ssvq_jax.codecs import Codec, Compressed, is_compressed
@@ -16,7 +17,7 @@ from ssvq_jax.core.checks import require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import replicate
 from ssvq_jax.tree.report import Row
-from ssvq_jax.tree.rules import Rule, compress, input_axis
+from ssvq_jax.tree.rules import Rule, input_axis
 from ssvq_jax.tree.transforms import finalize
 
 
@@ -112,9 +113,17 @@ def priced(
     return result
 
 
-def encoded(path: str, leaf: Any, rule: Rule, key: Key) -> Compressed:
+def encoded(
+    path: str,
+    leaf: Any,
+    rule: Rule,
+    key: Key,
+    moments: Mapping[str, Moment] | None = None,
+) -> Compressed:
     """What a file stores of a parameter, as if it were in its tree."""
-    return finalize(compress({path: leaf}, [rule], key=key))[path]
+    if moments is not None and path not in moments:
+        moments = None
+    return finalize(compress({path: leaf}, [rule], key=key, moments=moments))[path]
 
 
 def _stored_bits(codec: Codec, path: str, leaf: Any, axis: int | None) -> int | None:

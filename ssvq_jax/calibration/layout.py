@@ -118,7 +118,8 @@ class Layout:
         kept = [axis for axis in range(len(split)) if axis in order]
         slab = slab.transpose([order.index(axis) for axis in kept])
         slab = slab.reshape(self._slab_shape)
-        return to_blocks(slab, self.block, self.axis).reshape(1, -1, self.block)
+        blocks = jnp.asarray(to_blocks(slab, self.block, self.axis))
+        return blocks.reshape(1, -1, self.block)
 
     def slab(self, blocks: Num[Array, "m n d"]) -> Num[Array, "g s o"]:
         """Undo `blocks`."""

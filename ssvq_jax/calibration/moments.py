@@ -72,6 +72,16 @@ class Moment:
         second = jnp.where(on_diagonal, jnp.maximum(second, 0.0), second)
         return dataclasses.replace(self, second=second)
 
+    def importance(self, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+        """The diagonal for every weight of a parameter of this shape.
+
+        See `ssvq_jax.encode`.
+        """
+        outputs = math.prod(shape) // max(self.mean.size, 1)
+        diagonal = self.diagonal()[..., None]
+        matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)
+        return jnp.asarray(self.restore(matrix, shape))
+
     def arrange(
         self, weight: Num[AnyArray, "*shape"]
     ) -> Num[AnyArray, "*groups in out"]:

@@ -113,7 +113,7 @@ def _refined(
         raise ValueError("expected what compress gives, got a finalized parameter")
     require_finite("weight", weight)
     require_finite("second moments", moment.second)
-    moment.arrange(np.empty(weight.shape, bool))  # raises for those of other weights
+    moment.arrange(np.empty(weight.shape, np.int8))  # raises for those of other weights
     layout = Layout.of(node, moment)
     leaves, treedef = jax.tree.flatten(node)
     shardings = [sharding_of(jnp.asarray(leaf)) for leaf in leaves]
@@ -147,24 +147,20 @@ def _run(
     def error(node):
         return rows - layout.rows(node.values(jnp.dtype(jnp.float32)))
 
-    if second.ndim == 3:
-        walk = Walk.plan(damped, layout)
+    walk = Walk.plan(damped, layout) if second.ndim == 3 else None
+    importance = layout.weight(jnp.broadcast_to(_diagonal(damped), rows.shape))
 
-        def choose(node, is_first):
+    def improve(i, node):
+        if walk is None:
+            node = node.assign(weight, importance, training=False)
+        else:
+            is_first = i < _FIRST_PASSES
             turn = jax.tree.map(
                 functools.partial(jnp.where, is_first), walk.first, walk.sweep
             )
             start = jnp.where(is_first, 0.0, error(node))
-            return walk.take(turn, node, layout, rows, start)
-    else:
-        importance = jnp.broadcast_to(damped[:, :, None], rows.shape)
-
-        def choose(node, is_first):
-            del is_first
-            return node.assign(weight, layout.weight(importance), training=False)
-
-    def improve(i, node):
-        return _fit(choose(node, i < _FIRST_PASSES), error, damped)
+            node = walk.take(turn, node, layout, rows, start)
+        return _fit(node, error, damped)
 
     learned = {name: getattr(node, name) for name in node.linear_leaves}
     best = node.finalize().replace(**{"scale": None, **learned})
@@ -186,10 +182,7 @@ def _damped(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Second moments in units of their mean, as they are and damped."""
     real = jnp.asarray(layout.inputs >= 0)
-    diagonal = second
-    if second.ndim == 3:
-        diagonal = jnp.diagonal(second, axis1=1, axis2=2)
-    mean = jnp.sum(diagonal, axis=1, keepdims=True) / jnp.sum(real)
+    mean = jnp.sum(_diagonal(second)[:, :, 0], axis=1, keepdims=True) / jnp.sum(real)
     unit = jnp.max(mean)
     unit = jnp.where(unit > 0, unit, 1.0)
     second, mean = second / unit.reshape((1,) * second.ndim), mean / unit
@@ -199,6 +192,12 @@ def _damped(
     # Padding is apart from all else: 1 on the diagonal.
     added = jnp.where(real, added, 1.0)
     return second, second + added[:, :, None] * jnp.eye(second.shape[1])
+
+
+def _diagonal(second: Array) -> Float[Array, "g i 1"]:
+    if second.ndim == 3:
+        second = jnp.diagonal(second, axis1=1, axis2=2)
+    return second[:, :, None]
 
 
 def _product(second: Array, rows: Float[Array, "g i o"]) -> Float[Array, "g i o"]:
@@ -238,10 +237,7 @@ def _least_squares(
     def adjoint(rows):
         return transpose(_product(second, rows))[0]
 
-    diagonal = second
-    if second.ndim == 3:
-        diagonal = jnp.diagonal(second, axis1=1, axis2=2)
-    squares = transpose(diagonal[:, :, None] * linear(jnp.ones_like(start)))[0]
+    squares = transpose(_diagonal(second) * linear(jnp.ones_like(start)))[0]
     inverse = jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)
 
     def ratio(a, b):

@@ -142,6 +142,8 @@ def _in_units(
         share = importance / largest_of(importance)
         mass = total(share)
         mean = total(share * square) / xp.where(mass > 0, mass, 1.0)
+        # What does not count keeps its size: codewords are about 1.
+        mean = xp.where(mass > 0, mean, xp.mean(square, axis=others, keepdims=True))
     scale = unit * xp.sqrt(mean)
     scale = xp.where(scale >= float(xp.finfo(xp.float32).tiny), scale, 1.0)
     # The units of importance are free: squares of the scales' own may underflow.

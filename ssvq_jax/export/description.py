@@ -62,7 +62,7 @@ class Entry:
 
     def check(self) -> None:
         """Raise `ValueError` for more weights, padded, than a byte may stand for."""
-        block = self.codec.block
+        block = getattr(self.codec, "block", 1)
         size = block * math.prod(grid_shape(self.shape, block, self.axis))
         if size > MOST_WEIGHTS_PER_BYTE * self.nbytes:
             raise ValueError(

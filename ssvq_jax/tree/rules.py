@@ -59,36 +59,19 @@ def compress(
     key: Key,
     importance: Any = None,
 ) -> Any:
-    """Compress the parameters that the rules select; the first match wins.
-
-    Blocks run along the axis that a Flax layer contracts: input features of a dense
-    kernel, input channels of a convolution, channels of a depthwise one, features of
-    a parameter named `embedding`, and the last but two of the axes `(in, heads, size)`
-    of the `query`, `key` and `value` kernels of attention. `Rule.axis` overrides that.
+    """Compress the parameters that the rules select: `ssvq_jax.compress` without data.
 
     Args:
-      params: Any pytree of arrays: nested dicts, `nnx.State`, an `nnx.Module`, ...
+      params: Any pytree of arrays.
       rules: Tried in order for every parameter; what none matches stays as it is.
-      key: JAX random key. A parameter's own key depends on it and the path alone, so
-        that another parameter more or less changes nothing for the rest.
-      importance: `None`, or a pytree with the paths of `params`, of arrays that weigh
-        the squared error of every weight (see `encode`). Parameters that are not in
-        it are not weighted.
+      key: JAX random key.
+      importance: `None`, or a pytree with the paths of `params`.
 
     Returns:
       The same tree with `Compressed` nodes where a codec was chosen.
 
     Raises:
-      TypeError, ValueError: What `encode` raises, with the parameter's path before
-        it; a rule that matches no path; importance for a path that does not exist.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
-      >>> params = {"dense": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
-      >>> rules = [ssvq.Rule(r".*/kernel", ssvq.SSVQ(codewords=4))]
-      >>> compressed = ssvq.compress(params, rules, key=jax.random.key(0))
-      >>> compressed["dense"]["kernel"].codes.shape
-      (8, 32)
+      TypeError, ValueError: As `ssvq_jax.compress`.
     """
     named, treedef = flatten(params, is_compressed)
     require_matches(rules, named)
