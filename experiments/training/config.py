@@ -37,7 +37,7 @@ class Optimization:
     """AdamW with a warm-up and a cosine to 0.
 
     Attributes:
-      epochs: Passes over the examples.
+      epochs: Passes over the examples; 0 for no training.
       batch: Examples per step, of all devices together.
       rate: Peak learning rate of everything but signs and codebooks.
       sign_rate: That of the signs' latents.
@@ -63,7 +63,8 @@ class Optimization:
 
     def steps(self, examples: int) -> int:
         """Updates in all, for so many examples in an epoch."""
-        return max(1, round(self.epochs * examples / self.batch))
+        least = 1 if self.epochs else 0
+        return max(least, round(self.epochs * examples / self.batch))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +87,41 @@ class Freezing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How codes are found by what the layers see, on the examples of `Data.train`.
+
+    Attributes:
+      bits: Stored bits a weight of all that the rules match, spread by
+        `ssvq_jax.allocate`; the rules are its candidates. `None`: they are rules.
+      examples: How many there are at most.
+      probe: Examples on which the divergence of the outputs is measured when one
+        parameter alone is compressed; 0 for predicted errors.
+      refine: Whether codes are found by the outputs' error.
+      centered: Whether inputs are taken without their means.
+      batch_norm: Whether means and variances of batch norms are taken anew.
+    """
+
+    bits: float | None = None
+    examples: int = 1000
+    probe: int = 100
+    refine: bool = True
+    centered: bool = False
+    batch_norm: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compression:
     """What is compressed, and how it is fine-tuned.
 
     Attributes:
       rules: Paths are those of Flax, such as `blocks/0/attn/qkv/kernel`.
       freezing: Of the signs; `None` for none.
+      calibration: `None` for codes found by the weights alone.
     """
 
     rules: tuple[ssvq.Rule, ...]
     freezing: Freezing | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self):
         learned = (getattr(rule.codec, "learn_signs", False) for rule in self.rules)
@@ -179,8 +205,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Network):
         return value.name
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+        names = [field.name for field in dataclasses.fields(value)]
+        if getattr(value, "calibration", names) is None:
+            names.remove("calibration")  # as before there was one
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, list | tuple):
         return [_plain(x) for x in value]
     return value

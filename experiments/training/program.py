@@ -56,7 +56,9 @@ class Program:
         self.statistics: Any = nnx.to_pure_dict(statistics)
         compression = experiment.compression
         freezing = compression.freezing if compression else None
-        self._optimizer = optimizer.make(experiment.optimization, steps, freezing)
+        self._optimizer = optimizer.make(
+            experiment.optimization, max(steps, 1), freezing
+        )
 
     def compressed(self) -> Any:
         """The parameters to start from, compressed where that is asked for.
@@ -74,6 +76,10 @@ class Program:
             raise SystemExit(f"rules of {self.experiment.network.name}: {error}") from (
                 error
             )
+
+    def module(self, params: Any) -> Any:
+        """The network for inference, with decoded parameters."""
+        return nnx.merge(self._inference, params, self.statistics)
 
     def initial(self, params: Any) -> State:
         """The state before the first step."""
@@ -117,8 +123,12 @@ class Program:
 
     def predict(self, params: Any, statistics: Any, batch: Any) -> Any:
         """The task's rows for a batch."""
-        outputs, _ = self._outputs(self._inference, params, statistics, batch)
+        outputs = self.outputs(params, statistics, batch)
         return self.experiment.task.judge(outputs, batch)
+
+    def outputs(self, params: Any, statistics: Any, batch: Any) -> Any:
+        """The network's outputs in inference, float32."""
+        return self._outputs(self._inference, params, statistics, batch)[0]
 
     def loss(
         self, params: Any, statistics: Any, batch: Any, teacher: Any = None
@@ -128,7 +138,7 @@ class Program:
         outputs, statistics = self._outputs(self._training, params, statistics, batch)
         if teacher is None:
             return task.loss(outputs, batch), statistics
-        target, _ = self._outputs(self._inference, teacher[0], teacher[1], batch)
+        target = self.outputs(teacher[0], teacher[1], batch)
         return task.match(outputs, target), statistics
 
     def _outputs(

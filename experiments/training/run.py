@@ -16,17 +16,20 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from rich.progress import Progress, TaskID
 
+import ssvq_jax as ssvq
 from experiments.data import batches
 from experiments.data.batches import Split
 from experiments.models import checkpoint
 from experiments.tasks import Task
 from experiments.training import export, optimizer
+from experiments.training.calibration import Calibrated
 from experiments.training.config import Data, Experiment
 from experiments.training.devices import Devices
 from experiments.training.evaluation import Judge
 from experiments.training.log import Log, read
 from experiments.training.program import Program, State
 from experiments.training.records import Record, write_text
+from ssvq_jax.tree.report import NOT_COMPRESSED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +163,10 @@ class _Run:
     def record(self) -> Record:
         """Train and export."""
         start = time.perf_counter()
-        params = self.program.compressed()
+        params, statistics = self._start()
         signs = optimizer.signs(params)
-        state = self.devices.place(self.program.initial(params))
+        state = self.program.initial(params)._replace(statistics=statistics)
+        state = self.devices.place(state)
         with contextlib.ExitStack() as stack:
             checkpoints = stack.enter_context(self._checkpoints())
             done = checkpoints.latest_step()
@@ -185,6 +189,22 @@ class _Run:
             stack.callback(self.progress.remove_task, bar)
             state = self._train(state, done or 0, checkpoints, log, bar, start, signs)
         return self._record(state, time.perf_counter() - start)
+
+    def _start(self) -> tuple[Any, Any]:
+        """Parameters and statistics before the first step."""
+        compression = self.experiment.compression
+        if compression is None or compression.calibration is None:
+            return self.program.compressed(), self.program.statistics
+        bar = self.progress.add_task(self.folder.name, total=None, note="calibrating")
+        try:
+            return Calibrated(
+                self.experiment, self.program, self.train, self.devices
+            ).start()
+        except ValueError as error:
+            network = self.experiment.network.name
+            raise SystemExit(f"calibration of {network}: {error}") from error
+        finally:
+            self.progress.remove_task(bar)
 
     def _train(
         self,
@@ -283,6 +303,14 @@ class _Run:
             test,
             self.judge.score(test, "test"),
         )
+        compression = self.experiment.compression
+        if compression is not None and compression.calibration is not None:
+            rows = ssvq.report(final).rows
+            found["layers"] = [
+                [row.path, row.rule, row.weights, row.bits]
+                for row in rows
+                if row.rule != NOT_COMPRESSED
+            ]
         if self.writes:
             found["bytes"] = export.export(self.folder, final, statistics)
         return found

@@ -1,0 +1,88 @@
+"""What the experiments with calibrated codes share: data, networks, candidates."""
+
+from typing import Any
+
+import ssvq_jax as ssvq
+from experiments.configs.few_images._few_images import DATA, NETS
+from experiments.models.zoo import NETWORKS
+from experiments.tasks import Classification
+from experiments.training.config import (
+    Calibration,
+    Compression,
+    Data,
+    Experiment,
+    Optimization,
+)
+
+CHOOSING = Data(
+    name="imagenet_sample", train="validation[:500]", test="validation[500:700]"
+)
+"""To choose a recipe with: without the images that test."""
+# All have 6 and 8 bits for what is small and sensitive.
+_FINE = (ssvq.Uniform(6), ssvq.Uniform(8))
+_SCALED: dict[str, Any] = {"channel_scale": "float16", "codebook_dtype": "int8"}
+CANDIDATES = {
+    "uniform": tuple(ssvq.Uniform(bits) for bits in (2, 3, 4, 5, 6, 8)),
+    "vq": (
+        *(
+            ssvq.VQ(codewords, block, **_SCALED)
+            for codewords, block in (
+                (16, 4), (32, 4), (64, 4), (256, 4), (32, 2), (64, 2), (256, 2),
+            )
+        ),
+        *_FINE,
+    ),
+    "mvq": (
+        *(
+            ssvq.MVQ(codewords, block, keep, **_SCALED)
+            for codewords, block, keep in (
+                (16, 8, (2, 4)), (32, 6, (4, 6)), (64, 4, (3, 4)), (320, 4, (3, 4)),
+                (64, 2, (2, 2)), (256, 2, (2, 2)),
+            )
+        ),
+        *_FINE,
+    ),
+    "ssvq": (
+        *(
+            ssvq.SSVQ(codewords, block, **_SCALED)
+            for codewords, block in (
+                (4, 8), (16, 8), (64, 12), (256, 16), (64, 8), (16, 4), (64, 4),
+                (16, 2), (64, 2),
+            )
+        ),
+        *_FINE,
+    ),
+}  # fmt: skip
+"""Codecs by method; `allocate` chooses one for every kernel."""
+
+
+def calibrated(
+    network: str,
+    method: str,
+    calibration: Calibration,
+    *,
+    data: Data = DATA,
+    candidates: tuple[ssvq.Codec, ...] | None = None,
+) -> Experiment:
+    """All kernels compressed by what they see, without training.
+
+    Args:
+      network: One of `NETS`.
+      method: One of `CANDIDATES`.
+      calibration: How.
+      data: Its images.
+      candidates: In place of the method's.
+    """
+    candidates = CANDIDATES[method] if candidates is None else candidates
+    return Experiment(
+        task=Classification(),
+        network=NETWORKS[network],
+        data=data,
+        optimization=Optimization(epochs=0, batch=50),
+        weights=NETS[network],
+        compression=Compression(
+            rules=tuple(ssvq.Rule(".*/kernel", codec) for codec in candidates),
+            calibration=calibration,
+        ),
+        distill=True,
+    )

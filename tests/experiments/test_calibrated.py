@@ -1,0 +1,67 @@
+"""Runs that start from calibrated codes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import ssvq_jax as ssvq
+from experiments.training.config import Calibration, Compression, Data, Optimization
+from tests.experiments import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+
+CANDIDATES = tuple(
+    ssvq.Rule(".*/kernel", codec)
+    for codec in (ssvq.SSVQ(4, 8), ssvq.VQ(4, 2), ssvq.Uniform(4), ssvq.Uniform(8))
+)
+
+
+def calibrated(folder, **changes):
+    data = Data(name="digits", train="train[:96]", validation="train[1200:]")
+    return dataclasses.replace(
+        tiny.compressed(folder, network=tiny.NORMED),
+        data=data,
+        optimization=Optimization(epochs=0, batch=48),
+        compression=Compression(
+            rules=CANDIDATES, calibration=Calibration(probe=32, **changes)
+        ),
+    )
+
+
+def test_bits_are_spread_and_statistics_taken_anew_without_training(tmp_path):
+    experiment = calibrated(tmp_path, bits=4.5)
+    result = tiny.execute(experiment, tmp_path / "run")
+    assert result["steps"] == 0 and result["before"] == result["test"]
+    assert 3 < result["bits_per_weight"] <= 4.5
+    stored = tiny.tensors(tmp_path / "run" / "model.ssvq.safetensors")
+    before = tiny.tensors(tmp_path / "weights.safetensors")
+    assert not np.array_equal(stored["norm.mean"], before["norm.mean"])
+    rows = {path: codec for path, codec, *_ in result["layers"]}
+    assert set(rows) == {"hidden/kernel", "classifier/kernel"}
+    again = tiny.execute(experiment, tmp_path / "again")
+    assert again["layers"] == result["layers"] and again["each"] == result["each"]
+
+
+def test_training_goes_on_from_calibrated_codes(tmp_path):
+    experiment = dataclasses.replace(
+        calibrated(tmp_path, bits=4.5),
+        optimization=Optimization(epochs=2, batch=48, sign_rate=0.01),
+        distill=True,
+    )
+    result = tiny.execute(experiment, tmp_path / "run", devices=4)
+    assert result["steps"] == 4 and np.isfinite(tiny.losses(tmp_path / "run")).all()
+
+
+def test_rules_are_rules_without_a_budget(tmp_path):
+    experiment = calibrated(tmp_path, batch_norm=False, centered=True)
+    result = tiny.execute(experiment, tmp_path / "run")
+    assert {codec for _, codec, *_ in result["layers"]} == {"SSVQ(4, 8)"}
+    stored = tiny.tensors(tmp_path / "run" / "model.ssvq.safetensors")
+    before = tiny.tensors(tmp_path / "weights.safetensors")
+    assert np.array_equal(stored["norm.mean"], before["norm.mean"])
+
+
+def test_a_budget_that_cannot_be_met_says_what_can(tmp_path):
+    with pytest.raises(SystemExit, match="bits: expected at least"):
+        tiny.execute(calibrated(tmp_path, bits=0.5), tmp_path / "run")
