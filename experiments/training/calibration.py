@@ -66,7 +66,7 @@ class Calibrated:
     def _moments(self) -> ssvq.Moments:
         rules = [ssvq.Rule(rule.pattern, ssvq.Uniform(8)) for rule in self._rules]
         module = self._program.module(self._program.params)
-        return calibrate(module, self._inputs(), rules=rules)
+        return calibrate(module, self._inputs(), rules=rules, form=self._options.form)
 
     def _matched(self) -> dict[str, Any]:
         """The parameters that a candidate matches: bits are counted of these."""

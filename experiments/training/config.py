@@ -97,6 +97,7 @@ class Calibration:
       probe: Examples on which the divergence of the outputs is measured when one
         parameter alone is compressed; 0 for predicted errors.
       refine: Whether codes are found by the outputs' error.
+      form: Of the second moments, see `ssvq_jax.calibrate`.
       centered: Whether inputs are taken without their means.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
@@ -105,6 +106,7 @@ class Calibration:
     examples: int = 1000
     probe: int = 100
     refine: bool = True
+    form: Literal["full", "diagonal"] = "full"
     centered: bool = False
     batch_norm: bool = True
 

@@ -37,7 +37,7 @@ CANDIDATES = {
             ssvq.MVQ(codewords, block, keep, **_SCALED)
             for codewords, block, keep in (
                 (16, 8, (2, 4)), (32, 6, (4, 6)), (64, 4, (3, 4)), (320, 4, (3, 4)),
-                (64, 2, (2, 2)), (256, 2, (2, 2)),
+                (128, 3, (2, 3)), (256, 2, (1, 2)),
             )
         ),
         *_FINE,

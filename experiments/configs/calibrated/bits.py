@@ -1,0 +1,32 @@
+"""ImageNet networks from 700 images without labels and without training.
+
+python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensors \
+    runs/mobilenet_v2_100_unfolded.safetensors --data-dir ../shared/tfds
+python -m experiments.compress experiments/configs/calibrated/bits.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+All kernels, depthwise ones and the stem too, get codecs by `ssvq_jax.allocate`, by the
+measured divergence of the outputs; codes by `ssvq_jax.refine`; batch norms are taken
+anew. Bits are those of all kernels, codebooks and scales counted. The data are those of
+few_images/bits.py: the last 300 images test.
+"""
+
+from experiments.configs.calibrated._calibrated import NETS, calibrated
+from experiments.training.config import Calibration, Experiment
+
+BITS = (1.25, 1.5, 2, 3, 4)
+# Their least: two bits and a step for every channel; half of the weights' masks.
+LEAST = {"uniform": 3, "mvq": 1.5}
+
+
+def runs() -> dict[str, Experiment]:
+    """NETWORK-METHOD-BITS, fewest bits first."""
+    return {
+        f"{network}-{method}-{bits:g}": calibrated(
+            network, method, Calibration(bits=bits)
+        )
+        for network in NETS
+        for bits in BITS
+        for method in ("vq", "ssvq", "mvq", "uniform")
+        if bits >= LEAST.get(method, 0)
+    }

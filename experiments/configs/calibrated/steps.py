@@ -1,0 +1,53 @@
+"""What every step gives: EfficientNet-Lite0 at 1.5 bits, without training.
+
+python -m experiments.compress experiments/configs/calibrated/steps.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+Calibrated on the first 500 images of few_images/bits.py, judged on the next 200: the
+images that test there are not looked at.
+"""
+
+import dataclasses
+
+import ssvq_jax as ssvq
+from experiments.configs._methods import convolutional
+from experiments.configs.calibrated._calibrated import CHOOSING, calibrated
+from experiments.training.config import Calibration, Experiment
+
+CODECS = {"vq": ssvq.VQ(64, 4, codebook_dtype="int8"), "ssvq": ssvq.SSVQ(16, 8)}
+STEPS = {
+    "plain": "k-means of the weights",
+    "norms": "+ batch norms taken anew",
+    "scales": "+ a scale for every output channel",
+    "importance": "+ importance by the inputs' second moments",
+    "feedback": "+ error feedback, sweeps, least squares",
+    "predicted": "+ bits by predicted errors",
+    "measured": "or bits by measured divergence",
+}
+
+
+def runs() -> dict[str, Experiment]:
+    """METHOD-STEP."""
+    return {
+        f"{method}-{step}": _run(method, step) for method in CODECS for step in STEPS
+    }
+
+
+def _run(method: str, step: str) -> Experiment:
+    calibration = {
+        "plain": Calibration(refine=False, batch_norm=False),
+        "norms": Calibration(refine=False),
+        "scales": Calibration(refine=False),
+        "importance": Calibration(form="diagonal"),
+        "feedback": Calibration(),
+        "predicted": Calibration(bits=1.5, probe=0),
+        "measured": Calibration(bits=1.5),
+    }[step]
+    run = calibrated("efficientnet_lite0", method, calibration, data=CHOOSING)
+    if calibration.bits is not None or run.compression is None:
+        return run
+    codec = CODECS[method]
+    if step not in ("plain", "norms"):
+        codec = dataclasses.replace(codec, channel_scale="float16")
+    compression = dataclasses.replace(run.compression, rules=convolutional(codec))
+    return dataclasses.replace(run, compression=compression)
