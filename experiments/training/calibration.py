@@ -1,11 +1,11 @@
 """Where a calibrated run starts: codes by what layers see, bits where they count."""
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import ssvq_jax as ssvq
@@ -41,9 +41,11 @@ class Calibrated:
         """Parameters, compressed, and statistics of batch norms."""
         program, options = self._program, self._options
         key = jax.random.key(self._experiment.seed)
-        moments = self._moments()
-        if options.centered:
-            moments = moments.centered()
+        batches = list(self._inputs())
+        # Layers are fitted to their own batches: what that does is told by others.
+        probe = options.probe if options.bits is not None else 0
+        apart = -(-probe // self._experiment.optimization.batch)
+        moments = self._moments(batches[: len(batches) - apart])
         rules: Any = self._rules
         if options.bits is not None:
             rules = ssvq.allocate(
@@ -52,20 +54,22 @@ class Calibrated:
                 bits=options.bits,
                 key=key,
                 moments=moments,
-                divergence=self._divergence() if options.probe else None,
+                divergence=self._divergence(batches[-apart:]) if probe else None,
             )
+        if apart:
+            moments = moments + self._moments(batches[-apart:])
         params = ssvq.compress(
             program.params, rules, key=key, moments=moments if options.refine else None
         )
         if not options.batch_norm or not program.statistics:
             return params, program.statistics
-        model = program.module(ssvq.decode(params))
-        update_batch_norm(model, self._inputs())
+        model = program.module(ssvq.decode(params), program.statistics)
+        update_batch_norm(model, batches)
         return params, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def _moments(self) -> ssvq.Moments:
+    def _moments(self, batches: list[Any]) -> ssvq.Moments:
         rules = [ssvq.Rule(rule.pattern, ssvq.Uniform(8)) for rule in self._rules]
-        module = self._program.module(self._program.params)
+        module = self._program.module(self._program.params, self._program.statistics)
         return calibrate(module, self._inputs(), rules=rules, form=self._options.form)
 
     def _matched(self) -> dict[str, Any]:
@@ -77,45 +81,43 @@ class Calibrated:
             if any(rule.matches(path) for rule in self._rules)
         }
 
-    def _divergence(self) -> Any:
-        """How far outputs are from those of the float network, on a few examples."""
+    def _divergence(self, batches: list[Any]) -> Callable[[Any], float]:
+        """How far outputs are from those of the float network."""
         program, task = self._program, self._experiment.task
-        batch = next(self._batches(self._options.probe))
         named, treedef = flatten(program.params)
 
         @jax.jit
-        def outputs(leaves, statistics, batch):
+        def outputs(leaves, statistics, inputs):
             params = jax.tree.unflatten(treedef, leaves)
-            return program.outputs(params, statistics, batch)
+            return program.module(params, statistics)(inputs)
 
-        others = program.statistics, batch
-        target = outputs(list(named.values()), *others)
-        least = task.match(target, target)
+        def matched(leaves, target, inputs):
+            found = outputs(list(leaves.values()), program.statistics, inputs)
+            return task.match(found, found if target is None else target), found
+
+        least, targets = zip(*(matched(named, None, x) for x in batches), strict=True)
 
         def divergence(tree):
             leaves = {**named, **ssvq.decode(tree)}
-            # Rounding may take it below 0.
-            found = task.match(outputs(list(leaves.values()), *others), target) - least
-            return float(jnp.maximum(found, 0.0))
+            found = [
+                matched(leaves, target, x)[0] - own
+                for own, target, x in zip(least, targets, batches, strict=True)
+            ]
+            return max(float(sum(found)), 0.0)  # rounding may take it below
 
         return divergence
 
     def _inputs(self) -> Iterator[Any]:
-        inputs = jax.jit(self._experiment.network.inputs)
+        """Batches of what the network takes, not augmented."""
+        task, network = self._experiment.task, self._experiment.network
         size = self._experiment.optimization.batch
-        examples = min(len(self._split), self._options.examples)
-        for batch in self._batches(size, max(examples // size, 1)):
-            yield inputs(batch)
-
-    def _batches(self, size: int, count: int | None = None) -> Iterator[Any]:
-        """Whole batches of examples, not augmented."""
-        prepare = functools.partial(
-            self._experiment.task.prepare, size=self._experiment.network.size
-        )
         source = evaluation_batches(
-            self._split, batch=size, prepare=prepare, process=self._devices.process
+            self._split,
+            batch=size,
+            prepare=functools.partial(task.prepare, size=network.size),
+            process=self._devices.process,
         )
-        for i, arrays in enumerate(source):
-            if i == count:
-                return
-            yield self._devices.batch(arrays)
+        count = min(len(self._split), self._options.examples) // size
+        inputs = jax.jit(network.inputs)
+        for arrays in itertools.islice(source, max(count, 1)):
+            yield inputs(self._devices.batch(arrays))

@@ -94,11 +94,10 @@ class Calibration:
       bits: Stored bits a weight of all that the rules match, spread by
         `ssvq_jax.allocate`; the rules are its candidates. `None`: they are rules.
       examples: How many there are at most.
-      probe: Examples on which the divergence of the outputs is measured when one
-        parameter alone is compressed; 0 for predicted errors.
+      probe: Examples, the last ones, on which the divergence of the outputs is measured
+        when one parameter alone is compressed; 0 for predicted errors.
       refine: Whether codes are found by the outputs' error.
       form: Of the second moments, see `ssvq_jax.calibrate`.
-      centered: Whether inputs are taken without their means.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
 
@@ -107,7 +106,6 @@ class Calibration:
     probe: int = 100
     refine: bool = True
     form: Literal["full", "diagonal"] = "full"
-    centered: bool = False
     batch_norm: bool = True
 
 

@@ -77,9 +77,9 @@ class Program:
                 error
             )
 
-    def module(self, params: Any) -> Any:
+    def module(self, params: Any, statistics: Any) -> Any:
         """The network for inference, with decoded parameters."""
-        return nnx.merge(self._inference, params, self.statistics)
+        return nnx.merge(self._inference, params, statistics)
 
     def initial(self, params: Any) -> State:
         """The state before the first step."""
@@ -123,12 +123,8 @@ class Program:
 
     def predict(self, params: Any, statistics: Any, batch: Any) -> Any:
         """The task's rows for a batch."""
-        outputs = self.outputs(params, statistics, batch)
+        outputs, _ = self._outputs(self._inference, params, statistics, batch)
         return self.experiment.task.judge(outputs, batch)
-
-    def outputs(self, params: Any, statistics: Any, batch: Any) -> Any:
-        """The network's outputs in inference, float32."""
-        return self._outputs(self._inference, params, statistics, batch)[0]
 
     def loss(
         self, params: Any, statistics: Any, batch: Any, teacher: Any = None
@@ -138,7 +134,7 @@ class Program:
         outputs, statistics = self._outputs(self._training, params, statistics, batch)
         if teacher is None:
             return task.loss(outputs, batch), statistics
-        target = self.outputs(teacher[0], teacher[1], batch)
+        target, _ = self._outputs(self._inference, teacher[0], teacher[1], batch)
         return task.match(outputs, target), statistics
 
     def _outputs(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from ssvq_jax.calibration.moments import Moment
 
-_DAMPING = 0.01  # of the mean of the diagonal
+_DAMPING = 0.1  # as in `refine`
 
 
 def output_cost(
@@ -17,7 +17,7 @@ def output_cost(
 
     Error feedback moves the error of the weights `E` into the directions that inputs
     have least of, so that of the outputs is near `|E|^2 det(H)^(1/in)` instead of
-    `tr(E^T H E)`, where `H` is the second moment of the inputs with 0.01 times the
+    `tr(E^T H E)`, where `H` is the second moment of the inputs damped by the
     mean of its diagonal added to it. That is divided by `tr(W^T H W)`, the sum of the
     squared outputs; both are summed over groups. For blocks of `H`, and its diagonal,
     `H` is 0 outside.
@@ -39,7 +39,7 @@ def output_cost(
     *groups, inputs, outputs = matrix.shape
     count, size = second.shape[-3:-1]
     diagonal = np.diagonal(second, axis1=-2, axis2=-1).reshape(*groups, -1)
-    damping = _DAMPING * diagonal[..., :inputs].mean(-1)
+    damping = np.asarray(moment.damping(_DAMPING)) * diagonal[..., :inputs].mean(-1)
     # Padded inputs get 1, which leaves a determinant as it is.
     added = np.ones((*groups, count * size))
     added[..., :inputs] = damping[..., None]

@@ -31,7 +31,7 @@ def refine(
     params: Any,
     moments: Mapping[str, Moment],
     *,
-    damping: float = 0.01,
+    damping: float = 0.1,
     sweeps: int = 3,
 ) -> Any:
     """Choose codes, signs, masks, codebooks and scales anew by the outputs' error.
@@ -52,7 +52,8 @@ def refine(
       params: The float parameters that they were made from; the same paths.
       moments: From `calibrate`, of the float network; see also `Moments.centered`.
       damping: What is added to the diagonal of the second moments, as a share of its
-        mean: how little the calibration data are trusted. Above 0.
+        mean, beside what their rows are too few for: see `Moment.damping`. How little
+        the calibration data are trusted. Above 0.
       sweeps: How often codes are chosen anew after the first time.
 
     Returns:
@@ -125,7 +126,8 @@ def _refined(
     )
     weight, *leaves = leaves
     node = jax.tree.unflatten(treedef, leaves)
-    result = compiler_sharded(run, replicated(sharding))(node, weight, second, damping)
+    shares = np.asarray(moment.damping(damping), np.float32).reshape(-1, 1)
+    result = compiler_sharded(run, replicated(sharding))(node, weight, second, shares)
     placed = map(place, jax.tree.leaves(result), shardings)
     return jax.tree.unflatten(treedef, placed)
 

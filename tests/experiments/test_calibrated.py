@@ -54,7 +54,7 @@ def test_training_goes_on_from_calibrated_codes(tmp_path):
 
 
 def test_rules_are_rules_without_a_budget(tmp_path):
-    experiment = calibrated(tmp_path, batch_norm=False, centered=True)
+    experiment = calibrated(tmp_path, batch_norm=False)
     result = tiny.execute(experiment, tmp_path / "run")
     assert {codec for _, codec, *_ in result["layers"]} == {"SSVQ(4, 8)"}
     stored = tiny.tensors(tmp_path / "run" / "model.ssvq.safetensors")
