@@ -17,8 +17,8 @@ def output_cost(
 
     Error feedback moves the error of the weights `E` into the directions that inputs
     have least of, so that of the outputs is near `|E|^2 det(H)^(1/in)` instead of
-    `tr(E^T H E)`, where `H` is the second moment of the inputs damped by the
-    mean of its diagonal added to it. That is divided by `tr(W^T H W)`, the sum of the
+    `tr(E^T H E)`, where `H` is the second moment of the inputs, damped as `refine`
+    does. That is divided by `tr(W^T H W)`, the sum of the
     squared outputs; both are summed over groups. For blocks of `H`, and its diagonal,
     `H` is 0 outside.
 
