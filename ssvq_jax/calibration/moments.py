@@ -220,9 +220,11 @@ class Moments(Mapping[str, Moment]):
         Raises:
           ValueError: Other paths or shapes.
         """
-        shapes = (jax.tree.map(jnp.shape, dict(x.items())) for x in (self, other))
-        first, second = (dict(x) for x in shapes)
-        if jax.tree.structure(first) != jax.tree.structure(second) or first != second:
+        first, second = (
+            {path: [*map(jnp.shape, jax.tree.leaves(x[path]))] for path in x}
+            for x in (self, other)
+        )
+        if first != second:
             raise ValueError("expected moments of the same parameters, in one form")
         sums = {path: moment + other[path] for path, moment in self.items()}
         return Moments(sums, {**other.missing, **self.missing})
