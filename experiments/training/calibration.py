@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from experiments.training.devices import Devices
 from experiments.training.program import Program
 from ssvq_jax.nnx import calibrate, update_batch_norm
 from ssvq_jax.tree.paths import flatten
+
+
+_KEPT: dict[str, Any] = {}
+"""The moments of the last network and data: many runs begin with the same."""
 
 
 class Calibrated:
@@ -45,7 +50,7 @@ class Calibrated:
         # Layers are fitted to their own batches: what that does is told by others.
         probe = options.probe if options.bits is not None else 0
         apart = -(-probe // self._experiment.optimization.batch)
-        moments = self._moments(batches[: len(batches) - apart])
+        first, second = self._moments(batches, len(batches) - apart)
         rules: Any = self._rules
         if options.bits is not None:
             rules = ssvq.allocate(
@@ -53,24 +58,39 @@ class Calibrated:
                 self._rules,
                 bits=options.bits,
                 key=key,
-                moments=moments,
+                moments=first,
                 divergence=self._divergence(batches[-apart:]) if probe else None,
             )
-        if apart:
-            moments = moments + self._moments(batches[-apart:])
-        params = ssvq.compress(
-            program.params, rules, key=key, moments=moments if options.refine else None
-        )
+        moments = None
+        if options.refine:
+            moments = first if second is None else first + second
+        params = ssvq.compress(program.params, rules, key=key, moments=moments)
         if not options.batch_norm or not program.statistics:
             return params, program.statistics
         model = program.module(ssvq.decode(params), program.statistics)
         update_batch_norm(model, batches)
         return params, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def _moments(self, batches: list[Any]) -> ssvq.Moments:
-        rules = [ssvq.Rule(rule.pattern, ssvq.Uniform(8)) for rule in self._rules]
-        module = self._program.module(self._program.params, self._program.statistics)
-        return calibrate(module, self._inputs(), rules=rules, form=self._options.form)
+    def _moments(
+        self, batches: list[Any], count: int
+    ) -> tuple[ssvq.Moments, ssvq.Moments | None]:
+        """Those of the first batches, and of the rest; kept for runs that follow."""
+        program, experiment = self._program, self._experiment
+        patterns = [rule.pattern for rule in self._rules]
+        known = experiment.describe()
+        parts = known["network"], known["data"], known["task"], known["weights"]
+        key = json.dumps([*parts, patterns, self._options.form, len(batches), count])
+        if key not in _KEPT:
+            rules = [ssvq.Rule(pattern, ssvq.Uniform(8)) for pattern in patterns]
+            module = program.module(program.params, program.statistics)
+            parts = [part for part in (batches[:count], batches[count:]) if part]
+            found = [
+                calibrate(module, part, rules=rules, form=self._options.form)
+                for part in parts
+            ]
+            _KEPT.clear()
+            _KEPT[key] = (*found, None)[:2]
+        return _KEPT[key]
 
     def _matched(self) -> dict[str, Any]:
         """The parameters that a candidate matches: bits are counted of these."""
