@@ -17,7 +17,6 @@ from experiments.training.program import Program
 from ssvq_jax.nnx import calibrate, update_batch_norm
 from ssvq_jax.tree.paths import flatten
 
-
 _KEPT: dict[str, Any] = {}
 """The moments of the last network and data: many runs begin with the same."""
 

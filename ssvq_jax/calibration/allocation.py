@@ -10,7 +10,7 @@ import jax
 from rich.table import Table
 
 from ssvq_jax.calibration.candidates import Option, encoded, fitting, priced
-from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.calibration.moments import Moment, require_paths
 from ssvq_jax.calibration.spending import spend
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.core.kmeans import Key
@@ -147,11 +147,8 @@ def allocate(
         raise ValueError(f"bits: expected a positive number, got {bits}")
     named, treedef = flatten(params, is_compressed)
     require_matches(candidates, named)
-    if moments is not None and not any(path in moments for path in named):
-        raise ValueError(
-            f"moments: expected paths of params, such as {next(iter(named), None)!r}, "
-            f"got none of them but such as {next(iter(moments), None)!r}"
-        )
+    if moments is not None:
+        require_paths(moments, named)
     rows = report(params).rows
     options = [fitting(row, named[row.path], candidates) for row in rows]
     budget = _budget(bits, rows, options)

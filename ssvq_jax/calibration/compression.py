@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ssvq_jax import tree
-from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.calibration.moments import Moment, require_paths
 from ssvq_jax.calibration.refine import refine
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
@@ -59,11 +59,7 @@ def compress(
         return tree.compress(params, rules, key=key, importance=importance)
     named, _ = flatten(params)
     weights = {} if importance is None else dict(flatten(importance)[0])
-    if not any(path in moments for path in named):
-        raise ValueError(
-            f"moments: expected paths of params, such as {next(iter(named), None)!r}, "
-            f"got none of them but such as {next(iter(moments), None)!r}"
-        )
+    require_paths(moments, named)
     for path in named:
         rule = next((rule for rule in rules if rule.matches(path)), None)
         if path in moments and rule is not None and rule.codec is not None:

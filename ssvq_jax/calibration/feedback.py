@@ -54,7 +54,7 @@ class Walk(NamedTuple):
         steps = second.shape[1] // size
         valid = jnp.asarray(layout.inputs >= 0)
         diagonal = jnp.diagonal(second, axis1=1, axis2=2)
-        moments = jnp.sum(jnp.where(valid, diagonal, 0.0), axis=0)
+        moments = jnp.sum(jnp.where(valid[None], diagonal, 0.0), axis=0)
         order = jnp.argsort(-jnp.sum(moments.reshape(steps, size), axis=1))
         second = _ordered(_ordered(second, order, 1), order, 2)
         real = _ordered(valid, order, 0).reshape(steps, 1, size).astype(jnp.float32)
@@ -108,7 +108,7 @@ class Walk(NamedTuple):
         scale = None
         if node.scales is not None:
             scale = layout.rows(jnp.broadcast_to(node.scales, layout.shape))
-            padding = jnp.asarray(layout.inputs < 0)[:, None]
+            padding = jnp.asarray(layout.inputs < 0)[None, :, None]
             scale = self._steps(jnp.where(padding, 1.0, scale), size)
         real = jnp.asarray(layout.inputs >= 0).astype(jnp.float32)[None, :, None]
         real = self._steps(real, size)

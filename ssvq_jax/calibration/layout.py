@@ -80,14 +80,15 @@ class Layout:
         groups = math.prod(self.groups)
         if moment.second.shape == moment.mean.shape:
             diagonal = moment.second.reshape(groups, -1)
-            return jnp.where(real, diagonal[:, index], 0.0)
+            return jnp.where(real[None], diagonal[:, index], 0.0)
         second = moment.second
         if second.ndim > moment.mean.ndim + 1:
             second = jax.vmap(lambda x: jax.scipy.linalg.block_diag(*x))(
                 second.reshape(groups, *second.shape[-3:])
             )
         second = second.reshape(groups, *second.shape[-2:])
-        return jnp.where(real[:, None] & real, second[:, index[:, None], index], 0.0)
+        both = (real[:, None] & real)[None]
+        return jnp.where(both, second[:, index[:, None], index], 0.0)
 
     def rows(self, weight: Num[Array, "*shape"]) -> Num[Array, "g i o"]:
         """Arrange a weight; padded rows are 0."""
@@ -159,7 +160,8 @@ class Layout:
         if scale is not None:
             weights = weights * jnp.square(scale)
         importance = self.blocks(weights)[0]
-        found = node.choose(blocks[0], importance=importance, valid=importance > 0)
+        valid = self.blocks(jnp.ones(slab.shape, bool))[0]
+        found = node.choose(blocks[0], importance=importance, valid=valid)
         return jax.tree.map(lambda x: x[None], found)
 
     def put(self, node: Compressed, choice: Choice) -> Compressed:

@@ -254,3 +254,13 @@ class Moments(Mapping[str, Moment]):
         """Inverse of `tree_flatten_with_keys`."""
         paths, missing = static
         return cls(dict(zip(paths, children, strict=True)), dict(missing))
+
+
+def require_paths(moments: Mapping[str, Moment], paths: Iterable[str]) -> None:
+    """Raise `ValueError` unless there are moments of at least one of the paths."""
+    paths = list(paths)
+    if not any(path in moments for path in paths):
+        raise ValueError(
+            f"moments: expected paths of params, such as {next(iter(paths), None)!r}, "
+            f"got none of them but such as {next(iter(moments), None)!r}"
+        )

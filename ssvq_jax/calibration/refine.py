@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from ssvq_jax.calibration.feedback import EXACT, Walk
 from ssvq_jax.calibration.layout import Layout
-from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.calibration.moments import Moment, require_paths
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.core.checks import require_finite
+from ssvq_jax.core.checks import require_finite, require_nonnegative
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     place,
@@ -61,8 +61,9 @@ def refine(
 
     Raises:
       ValueError: Other paths or shapes than the moments'; weights or moments that are
-        not finite, by path; damping or sweeps out of range; moments in blocks that
-        are no multiple of a codec's.
+        not finite, a finalized parameter, moments that are not positive definite with
+        this damping, by path; moments of which none is of a parameter; damping or
+        sweeps out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
@@ -89,6 +90,7 @@ def refine(
         raise ValueError(f"sweeps: expected 0 or more, got {sweeps}")
     named, treedef = flatten(compressed, is_compressed)
     weights, _ = flatten(params)
+    require_paths(moments, named)
     leaves = []
     for path, node in named.items():
         if is_compressed(node) and path in moments:
@@ -113,8 +115,9 @@ def _refined(
     if kinds & {"float16", "bfloat16", "int8"}:
         raise ValueError("expected what compress gives, got a finalized parameter")
     require_finite("weight", weight)
-    require_finite("second moments", moment.second)
     moment.arrange(np.empty(weight.shape, np.int8))  # raises for those of other weights
+    require_finite("second moments", moment.second)
+    require_nonnegative("second moments", moment.diagonal())
     layout = Layout.of(node, moment)
     leaves, treedef = jax.tree.flatten(node)
     shardings = [sharding_of(jnp.asarray(leaf)) for leaf in leaves]
@@ -127,7 +130,14 @@ def _refined(
     weight, *leaves = leaves
     node = jax.tree.unflatten(treedef, leaves)
     shares = np.asarray(moment.damping(damping), np.float32).reshape(-1, 1)
-    result = compiler_sharded(run, replicated(sharding))(node, weight, second, shares)
+    result, definite = compiler_sharded(run, replicated(sharding))(
+        node, weight, second, shares
+    )
+    if not definite:
+        raise ValueError(
+            f"damping: expected more than {damping} for these second moments: with it "
+            "they are not positive definite"
+        )
     placed = map(place, jax.tree.leaves(result), shardings)
     return jax.tree.unflatten(treedef, placed)
 
@@ -175,16 +185,20 @@ def _run(
         rest = error(node.finalize())
         return jnp.sum(rest * _product(second, rest))
 
-    better = measure(best) < measure(node)
-    return jax.tree.map(functools.partial(jnp.where, better), best, node)
+    better = measure(best) <= measure(node)
+    definite = (
+        jnp.array(True) if walk is None else jnp.isfinite(walk.first.metric).all()
+    )
+    return jax.tree.map(functools.partial(jnp.where, better), best, node), definite
 
 
 def _damped(
     second: Float[Array, "..."], damping: Any, layout: Layout
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Second moments in units of their mean, as they are and damped."""
-    real = jnp.asarray(layout.inputs >= 0)
-    mean = jnp.sum(_diagonal(second)[:, :, 0], axis=1, keepdims=True) / jnp.sum(real)
+    real = (layout.inputs >= 0)[None]
+    total = jnp.sum(_diagonal(second)[:, :, 0], axis=1, keepdims=True)
+    mean = total / int(np.count_nonzero(real))
     unit = jnp.max(mean)
     unit = jnp.where(unit > 0, unit, 1.0)
     second, mean = second / unit.reshape((1,) * second.ndim), mean / unit
@@ -193,7 +207,7 @@ def _damped(
         return second, second + jnp.where(real, added, 0.0)
     # Padding is apart from all else: 1 on the diagonal.
     added = jnp.where(real, added, 1.0)
-    return second, second + added[:, :, None] * jnp.eye(second.shape[1])
+    return second, second + added[:, :, None] * jnp.eye(second.shape[1])[None]
 
 
 def _diagonal(second: Array) -> Float[Array, "g i 1"]:

@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.codecs.nearest import Choice
-from ssvq_jax.core.blocks import contracted_axis, from_blocks, grid_shape, to_blocks
-from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
+from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
+from ssvq_jax.core.checks import checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
+    place,
     replicate,
     replicated,
     sharding_of,
@@ -234,13 +234,25 @@ class Compressed(abc.ABC):
           weight: Of the node's shape.
           importance: As in `encode`.
           training: With latents, if this node has some.
+
+        Raises:
+          ValueError: A weight or importance of another shape, or that is not finite;
+            negative importance.
         """
-        if jnp.shape(weight) != self.shape:
-            raise ValueError(
-                f"weight: expected shape {self.shape}, got {jnp.shape(weight)}"
-            )
-        assigned = _assign(self, jnp.asarray(weight), importance)
-        return assigned.like(self, weight) if training else assigned
+        weight = jnp.asarray(weight)
+        if weight.shape != self.shape:
+            raise ValueError(f"weight: expected shape {self.shape}, got {weight.shape}")
+        require_finite("weight", weight)
+        importance = checked_importance(importance, self.shape)
+        assigned = _assign(self, weight, importance, training)
+        own = self.leaves()
+        return assigned.replace(
+            **{
+                name: place(leaf, sharding_of(jnp.asarray(own[name])))
+                for name, leaf in assigned.leaves().items()
+                if name in own
+            }
+        )
 
     @property
     def size(self) -> int:
@@ -296,17 +308,18 @@ def _decode(node: Compressed, dtype: np.dtype) -> Array:
     return values.astype(dtype)
 
 
-@jax.jit
-def _assign(node: Any, weight: Array, importance: Array | None) -> Any:
+@functools.partial(jax.jit, static_argnums=3)
+def _assign(
+    node: Any, weight: Array, importance: Array | None, training: bool
+) -> Compressed:
     weight = weight.astype(jnp.float32)
     targets = weight if node.scales is None else weight / node.scales
     if importance is None:
         importance = jnp.ones_like(weight)
-    importance = importance.astype(jnp.float32)
     if node.scales is not None:
         importance = importance * jnp.square(node.scales)
 
-    def assign(targets, importance):
+    def assign(node, targets, importance):
         block, axis = node.codec.block, node.axis
         grid = grid_shape(node.shape, block, axis)
         targets, importance, valid = (
@@ -319,75 +332,12 @@ def _assign(node: Any, weight: Array, importance: Array | None) -> Any:
         return codes.reshape(grid), factors
 
     codes, factors = compiler_sharded(assign, replicated(sharding_of(weight)))(
-        replicate(targets), replicate(importance)
+        node, replicate(targets), replicate(importance)
     )
-    return node.put(codes, factors)
+    assigned = node.put(codes, factors)
+    return assigned.like(node, weight) if training else assigned
 
 
 def is_compressed(x: Any) -> bool:
     """Whether `x` is a `Compressed` node; the `is_leaf` of the tree functions."""
     return isinstance(x, Compressed)
-
-
-def encode(
-    codec: Codec,
-    weight: ArrayLike,
-    *,
-    key: Key,
-    importance: ArrayLike | None = None,
-    axis: int | None = None,
-) -> Compressed:
-    """Compress one weight array.
-
-    Args:
-      codec: For example `SSVQ(codewords=16, block=8)`.
-      weight: Floating array with at least one axis.
-      key: JAX random key for the clustering; the same key gives the same bytes.
-      importance: Non-negative weights of the squared error of every single weight,
-        same shape as `weight`: a Fisher or Hessian diagonal, for example.
-      axis: The axis to cut into blocks, the one that the product contracts. `None`
-        takes that of a Flax kernel of this shape: see `contracted_axis`.
-
-    Returns:
-      A `Compressed` node.
-
-    Raises:
-      TypeError: A weight that is not of 16, 32 or 64 bits of floating point.
-      ValueError: An empty, scalar, NaN or infinite weight; importance that is
-        negative or of another shape; an axis out of range; more codewords than
-        blocks.
-
-    Example:
-      >>> import jax, ssvq_jax as ssvq
-      >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
-      >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))
-      >>> node.codes.shape, node.bits / weight.size
-      ((8, 32), 2.5)
-    """
-    weight = jnp.asarray(weight)
-    require_floating("weight", weight)
-    if weight.dtype.name not in WEIGHT_DTYPES:
-        raise TypeError(
-            f"weight: expected one of {', '.join(WEIGHT_DTYPES)}, got {weight.dtype}"
-        )
-    if weight.ndim == 0 or weight.size == 0:
-        raise ValueError(
-            f"weight: expected a non-empty array, not a scalar, got shape "
-            f"{weight.shape}"
-        )
-    require_finite("weight", weight)
-    if axis is None:
-        axis = contracted_axis(weight.shape)
-    elif not -weight.ndim <= axis < weight.ndim:
-        raise ValueError(f"axis: out of range for shape {weight.shape}, got {axis}")
-    if importance is not None:
-        importance = jnp.asarray(importance)
-        if importance.shape != weight.shape:
-            raise ValueError(
-                f"importance: expected the weight's shape {weight.shape}, "
-                f"got {importance.shape}"
-            )
-        require_nonnegative("importance", importance)
-        importance = importance.astype(jnp.float32)
-    axis = axis % weight.ndim
-    return codec.encode(weight, key=key, importance=importance, axis=axis)

@@ -79,7 +79,8 @@ def nearest(
       The codeword and the factors of every block.
     """
     find = functools.partial(_nearest, codebook, patterns, metric)
-    count, most = targets.shape[0], codebook.shape[0]
+    count, dim = targets.shape
+    most = max(codebook.shape[0], dim if metric is None else dim * dim)
     if patterns is not None:
         most = max(most, patterns.shape[0])
     size = max(1, _COSTS // most)
@@ -152,11 +153,12 @@ class _Form:
 
     def first_factors(self, targets, patterns):
         """Signs of the targets or masks of the largest, as far as patterns allow."""
-        weights = self.importance
-        if self.metric is not None:
-            weights = jnp.diagonal(self.metric)[None]
-        signed = (patterns < 0).any()
-        score = weights * targets * (jnp.abs(targets) if signed else targets)
+        score = targets
+        if not (patterns < 0).any():
+            weights = self.importance
+            if self.metric is not None:
+                weights = jnp.diagonal(self.metric)[None]
+            score = weights * jnp.square(targets)
         table, size = jnp.asarray(patterns), patterns.shape[1]
         factors = jnp.zeros_like(targets)
         for start in range(0, targets.shape[1], size):
@@ -169,7 +171,7 @@ class _Form:
         """A cost of masks' ones on padding; signs may be what they are there."""
         if self.valid is None or (patterns < 0).any():
             return 0.0
-        padding = 1.0 - self.valid[:, group]
+        padding = (~self.valid[:, group]).astype(jnp.float32)
         return _FORBIDDEN * _dot(jnp.asarray(patterns), padding.T)
 
     def _apply(self, x):

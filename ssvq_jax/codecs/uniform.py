@@ -167,12 +167,15 @@ class UniformWeight(Compressed):
         return choice.codes.astype(jnp.float32)[..., None]
 
     def put(self, codes, factors):
-        return self.replace(weight=None, codes=codes.astype(jnp.int8))
+        # Steps that training took below 0 are used by their magnitude.
+        scale = self.scales.reshape(self.scale.shape).astype(self.scale.dtype)
+        return self.replace(scale=scale, weight=None, codes=codes.astype(jnp.int8))
 
     def like(self, node, weight):
         if node.weight is None:
             return self
-        return self.replace(weight=self.codes * self.scales, codes=None)
+        latent = self.codes.astype(jnp.float32) * self.scales
+        return self.replace(weight=latent, codes=None)
 
     def finalize(self):
         if self.weight is None:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
 def require_floating(name: str, x: Array) -> None:
@@ -44,6 +45,26 @@ def require_nonnegative(name: str, x: Array) -> None:
     require_finite(name, x)
     if not isinstance(x, Tracer) and jnp.any(x < 0):
         raise ValueError(f"{name}: expected values >= 0, got {float(jnp.min(x))}")
+
+
+def checked_importance(
+    importance: ArrayLike | None, shape: tuple[int, ...]
+) -> Float[Array, "*shape"] | None:
+    """Importance as float32.
+
+    Raises:
+      ValueError: Not the shape of its weight; concrete values that are negative or not
+        finite.
+    """
+    if importance is None:
+        return None
+    importance = jnp.asarray(importance)
+    if importance.shape != shape:
+        raise ValueError(
+            f"importance: expected the weight's shape {shape}, got {importance.shape}"
+        )
+    require_nonnegative("importance", importance)
+    return importance.astype(jnp.float32)
 
 
 def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -34,11 +34,13 @@ def _uneven(shape, channels):
 
 
 def _rms(weight, importance, channels):
+    """Of every channel; without regard to importance where there is none in it."""
     others = tuple(i for i, n in enumerate(channels) if n == 1)
     weight, importance = weight.astype("f8"), importance.astype("f8")
-    total = (importance * weight**2).sum(axis=others, keepdims=True)
     mass = importance.sum(axis=others, keepdims=True)
-    return np.where(mass > 0, np.sqrt(total / np.where(mass > 0, mass, 1)), 1.0)
+    importance = np.where(mass > 0, importance, 1.0)
+    total = (importance * weight**2).sum(axis=others, keepdims=True)
+    return np.sqrt(total / importance.sum(axis=others, keepdims=True))
 
 
 def _kept(node):
@@ -138,12 +140,14 @@ def test_bits_are_those_of_the_codec_and_the_scales():
     assert encoded(codec, (64, 32)).bits == expected
 
 
-def test_channels_of_zeros_and_without_importance_have_scale_one(key):
-    weight = normal((24, 4)).at[:, 1].set(0.0)
+def test_channels_of_zeros_and_without_importance(key):
+    weight = 0.01 * normal((24, 4)).at[:, 1].set(0.0)
     importance = jnp.ones((24, 4)).at[:, 2].set(0.0)
+    size = jnp.sqrt(jnp.mean(jnp.square(weight[:, 2])))
     for codec in CODECS:
         node = ssvq.encode(codec, weight, key=key, importance=importance)
-        np.testing.assert_array_equal(node.channel_scale[1:3], 1.0)
+        assert node.channel_scale[1] == 1
+        np.testing.assert_allclose(node.channel_scale[2], size, rtol=1e-5)
         chex.assert_tree_all_finite(node)
     zero = ssvq.encode(CODECS[0], 0 * weight, key=key)
     assert not ssvq.decode(ssvq.finalize(zero)).any()
@@ -165,12 +169,17 @@ def test_huge_and_tiny_channels_and_importance(key):
 def test_scales_out_of_range_are_refused(key):
     codec = ssvq.VQ(4, 8, channel_scale="float16")
     weight = normal((32, 8))
-    for factor, problem in ((1e6, "largest.*overflows"), (1e-6, "smallest.*underfl")):
-        node = ssvq.encode(codec, weight.at[:, 3].multiply(factor), key=key)
+    for factor, problem in ((1e6, "overflows"), (1e-6, "underflows")):
+        node = ssvq.encode(codec, factor * weight, key=key)
         with pytest.raises(
-            ValueError, match=f"a: channel_scale.*{problem}.*'float16'; use 'bfloat16'"
+            ValueError,
+            match=f"a: channel_scale: its largest.*{problem}.*'float16'; use 'bfl",
         ):
             ssvq.finalize({"a": node})
+    # A dead channel beside others may underflow: it is nearly 0 anyway.
+    node = ssvq.encode(codec, weight.at[:, 3].multiply(1e-9), key=key)
+    final = ssvq.finalize(node)
+    assert final.channel_scale[3] == 0 and not ssvq.decode(final)[:, 3].any()
     node = ssvq.encode(codec, weight, key=key)
     broken = node.replace(channel_scale=node.channel_scale.at[1].set(jnp.nan))
     with pytest.raises(ValueError, match="a: channel_scale.*1 NaN or infinite of 8"):
