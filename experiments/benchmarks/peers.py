@@ -76,3 +76,25 @@ def numpy_decode(
     values = np.empty((groups, block, outputs), dtype)
     values[...] = magnitudes.transpose(0, 2, 1)
     return values.reshape(groups * block, outputs)
+
+
+def numpy_gptq(
+    weight: np.ndarray, second: np.ndarray, step: np.ndarray, limits: tuple[int, int]
+) -> np.ndarray:
+    """Codes by error feedback, input after input (Frantar et al. 2022).
+
+    Args:
+      weight: `(in, out)`.
+      second: Second moments of the inputs, `(in, in)`.
+      step: Of every output.
+      limits: Smallest and largest code.
+    """
+    inputs = len(weight)
+    damped = second + 0.01 * np.mean(np.diag(second)) * np.eye(inputs, dtype=np.float32)
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+    rest, codes = weight.copy(), np.empty(weight.shape, np.int8)
+    for i in range(inputs):
+        codes[i] = np.clip(np.round(rest[i] / step), *limits)
+        error = (rest[i] - codes[i] * step) / factor[i, i]
+        rest[i + 1 :] -= factor[i, i + 1 :, None] * error
+    return codes

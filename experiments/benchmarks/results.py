@@ -11,7 +11,9 @@ from experiments.benchmarks.rows import Row
 from experiments.report.tables import BENCHMARK, measured
 from experiments.training import records
 
-Subject = Literal["kmeans", "compress", "decode", "matmul", "training", "growth"]
+Subject = Literal[
+    "kmeans", "compress", "refine", "decode", "matmul", "training", "growth"
+]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 FILE = "benchmarks.jsonl"
 
