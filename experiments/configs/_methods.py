@@ -74,13 +74,14 @@ def compression(
     return Compression(rules=(rule,), freezing=freezing if method == "frozen" else None)
 
 
-def convolutional(codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
-    """Rules for networks of inverted residual blocks.
+def convolutional(*codecs: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
+    """Rules for networks of inverted residual blocks; of several codecs, candidates.
 
     Depthwise kernels and the stem, 2 to 4 % of the weights, get 8 bits each.
     """
+    pointwise = r"(blocks/.*/conv_(pw|pwl)|conv_head|classifier)/kernel"
     return (
-        ssvq.Rule(r"(blocks/.*/conv_(pw|pwl)|conv_head|classifier)/kernel", codec),
+        *(ssvq.Rule(pointwise, codec) for codec in codecs),
         ssvq.Rule(r"(blocks/.*/conv_dw|conv_stem)/kernel", ssvq.Uniform(8)),
     )
 

@@ -52,14 +52,19 @@ class Calibrated:
         first, second = self._moments(batches, len(batches) - apart)
         rules: Any = self._rules
         if options.bits is not None:
-            rules = ssvq.allocate(
-                self._matched(),
-                self._rules,
+            contested = self._contested()
+            candidates = [
+                rule for rule in self._rules if any(map(rule.matches, contested))
+            ]
+            allocated = ssvq.allocate(
+                contested,
+                candidates,
                 bits=options.bits,
                 key=key,
                 moments=first,
                 divergence=self._divergence(batches[-apart:]) if probe else None,
             )
+            rules = [*allocated, *(x for x in self._rules if x not in candidates)]
         moments = None
         if options.refine:
             moments = first if second is None else first + second
@@ -91,13 +96,13 @@ class Calibrated:
             _KEPT[key] = (*found, None)[:2]
         return _KEPT[key]
 
-    def _matched(self) -> dict[str, Any]:
-        """The parameters that a candidate matches: bits are counted of these."""
+    def _contested(self) -> dict[str, Any]:
+        """The parameters that several rules match: bits are spread over these."""
         named, _ = flatten(self._program.params)
         return {
             path: leaf
             for path, leaf in named.items()
-            if any(rule.matches(path) for rule in self._rules)
+            if sum(rule.matches(path) for rule in self._rules) > 1
         }
 
     def _divergence(self, batches: list[Any]) -> Callable[[Any], float]:

@@ -91,8 +91,8 @@ class Calibration:
     """How codes are found by what the layers see, on the examples of `Data.train`.
 
     Attributes:
-      bits: Stored bits a weight of all that the rules match, spread by
-        `ssvq_jax.allocate`; the rules are its candidates. `None`: they are rules.
+      bits: Stored bits a weight of all parameters that several rules match, spread by
+        `ssvq_jax.allocate`: these rules are its candidates. `None`: the first wins.
       examples: How many there are at most.
       probe: Examples, the last ones, on which the divergence of the outputs is measured
         when one parameter alone is compressed; 0 for predicted errors.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import ssvq_jax as ssvq
+from experiments.configs._methods import convolutional
 from experiments.configs.few_images._few_images import DATA, NETS
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
@@ -18,7 +19,7 @@ CHOOSING = Data(
     name="imagenet_sample", train="validation[:500]", test="validation[500:700]"
 )
 """To choose a recipe with: without the images that test."""
-# All have 6 and 8 bits for what is small and sensitive.
+# All have 6 and 8 bits, for the first layers: small and sensitive.
 _FINE = (ssvq.Uniform(6), ssvq.Uniform(8))
 _SCALED: dict[str, Any] = {"channel_scale": "float16", "codebook_dtype": "int8"}
 CANDIDATES = {
@@ -64,7 +65,7 @@ def calibrated(
     data: Data = DATA,
     candidates: tuple[ssvq.Codec, ...] | None = None,
 ) -> Experiment:
-    """All kernels compressed by what they see, without training.
+    """Kernels compressed by what they see, without training.
 
     Args:
       network: One of `NETS`.
@@ -81,7 +82,7 @@ def calibrated(
         optimization=Optimization(epochs=0, batch=50),
         weights=NETS[network],
         compression=Compression(
-            rules=tuple(ssvq.Rule(".*/kernel", codec) for codec in candidates),
+            rules=convolutional(*candidates),
             calibration=calibration,
         ),
         distill=True,

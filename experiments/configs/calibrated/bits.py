@@ -5,10 +5,10 @@ python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensor
 python -m experiments.compress experiments/configs/calibrated/bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
-All kernels, depthwise ones and the stem too, get codecs by `ssvq_jax.allocate`, by the
-measured divergence of the outputs; codes by `ssvq_jax.refine`; batch norms are taken
-anew. Bits are those of all kernels, codebooks and scales counted. The data are those of
-few_images/bits.py: the last 300 images test.
+Pointwise kernels and the classifier get codecs by `ssvq_jax.allocate`, by the measured
+divergence of the outputs, and bits are theirs, codebooks and scales counted; depthwise
+kernels and the stem have 8 bits each, as in few_images/bits.py. Codes are found by
+`ssvq_jax.refine`, batch norms taken anew. The last 300 images test.
 """
 
 from experiments.configs.calibrated._calibrated import NETS, calibrated
