@@ -80,7 +80,7 @@ class Calibrated:
     ) -> tuple[ssvq.Moments, ssvq.Moments | None]:
         """Those of the first batches, and of the rest; kept for runs that follow."""
         program, experiment = self._program, self._experiment
-        patterns = [rule.pattern for rule in self._rules]
+        patterns = list(dict.fromkeys(rule.pattern for rule in self._rules))
         known = experiment.describe()
         parts = known["network"], known["data"], known["task"], known["weights"]
         key = json.dumps([*parts, patterns, self._options.form, len(batches), count])
