@@ -160,7 +160,7 @@ class Layout:
         if scale is not None:
             weights = weights * jnp.square(scale)
         importance = self.blocks(weights)[0]
-        valid = self.blocks(jnp.ones(slab.shape, bool))[0]
+        valid = self.blocks(jnp.ones_like(slab))[0] > 0
         found = node.choose(blocks[0], importance=importance, valid=valid)
         return jax.tree.map(lambda x: x[None], found)
 

@@ -95,6 +95,9 @@ class Moment:
         """The diagonal for every weight of a parameter of this shape.
 
         See `ssvq_jax.encode`.
+
+        Raises:
+          ValueError: A shape of other axes, groups or inputs.
         """
         outputs = math.prod(shape) // max(self.mean.size, 1)
         diagonal = self.diagonal()[..., None]

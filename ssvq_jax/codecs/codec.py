@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.codecs.nearest import Choice
@@ -223,15 +224,15 @@ class Compressed(abc.ABC):
 
     def assign(
         self,
-        weight: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None = None,
+        weight: ArrayLike,
+        importance: ArrayLike | None = None,
         *,
         training: bool = True,
     ) -> "Compressed":
         """Codes, signs and masks chosen anew for a weight; codebook and scales stay.
 
         Args:
-          weight: Of the node's shape.
+          weight: Floating, of the node's shape.
           importance: As in `encode`.
           training: With latents, if this node has some.
 
@@ -331,9 +332,13 @@ def _assign(
             factors = from_blocks(factors.reshape(*grid, block), node.shape, axis)
         return codes.reshape(grid), factors
 
-    codes, factors = compiler_sharded(assign, replicated(sharding_of(weight)))(
+    sharding = sharding_of(weight)
+    codes, factors = compiler_sharded(assign, replicated(sharding))(
         node, replicate(targets), replicate(importance)
     )
+    codes = place(codes, fit_sharding(sharding, codes.shape))
+    if factors is not None:
+        factors = place(factors, sharding)
     assigned = node.put(codes, factors)
     return assigned.like(node, weight) if training else assigned
 

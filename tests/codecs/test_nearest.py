@@ -1,0 +1,156 @@
+"""`nearest` against brute force in NumPy; the codes that `assign` chooses."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssvq_jax.codecs import nearest as module
+from ssvq_jax.codecs.nearest import mask_patterns, sign_patterns
+
+EXACT = {"rtol": 1e-4, "atol": 1e-4}
+SIZES = [(40, 8, 16), (23, 7, 5), (17, 1, 4), (1, 6, 1)]  # n, d, k
+
+
+def nearest(targets, codebook, patterns=None, **form):
+    form = {name: jnp.asarray(x) for name, x in form.items()}
+    found = jax.jit(functools.partial(module.nearest, patterns=patterns))
+    return found(jnp.asarray(targets), jnp.asarray(codebook), **form)
+
+
+def metric_of(rng, block):
+    root = rng.normal(size=(2 * block, block))
+    return (root.T @ root).astype("f4")
+
+
+def data(rng, count, block, codewords):
+    targets = rng.normal(size=(count, block)).astype("f4")
+    codebook = np.abs(rng.normal(size=(codewords, block))).astype("f4")
+    return targets, codebook
+
+
+def cost(targets, values, *, metric=None, importance=None):
+    """The quadratic form of every difference, over leading axes, in float64."""
+    difference = np.asarray(targets, "f8") - np.asarray(values, "f8")
+    if metric is not None:
+        return np.einsum("...i,ij,...j->...", difference, metric, difference)
+    importance = 1.0 if importance is None else np.asarray(importance, "f8")
+    return np.sum(importance * difference**2, axis=-1)
+
+
+def forms(rng, count, block):
+    importance = rng.uniform(0, 2, (count, block)).astype("f4")
+    return [{}, {"importance": importance}, {"metric": metric_of(rng, block)}]
+
+
+def all_costs(targets, codebook, factors, form):
+    """`(n, k)`: of every codeword for the factors that there are."""
+    form = dict(form)
+    if "importance" in form:
+        form["importance"] = form["importance"][:, None]
+    return cost(targets[:, None], factors[:, None] * codebook[None], **form)
+
+
+@pytest.mark.parametrize("count, block, codewords", SIZES)
+def test_without_patterns_the_nearest_codeword(count, block, codewords, rng):
+    targets, codebook = data(rng, count, block, codewords)
+    for form in forms(rng, count, block):
+        codes, factors = nearest(targets, codebook, **form)
+        assert factors is None and codes.dtype == jnp.int32
+        costs = all_costs(targets, codebook, np.ones_like(targets), form)
+        found = costs[np.arange(count), codes]
+        np.testing.assert_allclose(found, costs.min(axis=1), **EXACT)
+
+
+@pytest.mark.parametrize("count, block, codewords", SIZES)
+def test_signs(count, block, codewords, rng):
+    targets, codebook = data(rng, count, block, codewords)
+    patterns = sign_patterns(block)
+    assert (
+        block % patterns.shape[1] == 0 and patterns.shape[0] == 2 ** patterns.shape[1]
+    )
+    signs = np.where(targets < 0, -1.0, 1.0)
+    for form in forms(rng, count, block):
+        choice = nearest(targets, codebook, patterns, **form)
+        plain = all_costs(targets, codebook, signs, form).min(axis=1)
+        assert_best(targets, codebook, patterns, choice, plain, form)
+
+
+@pytest.mark.parametrize(
+    "keep, block", [((2, 4), 8), ((1, 3), 3), ((1, 1), 1), ((3, 5), 5)]
+)
+def test_masks(keep, block, rng):
+    targets, codebook = data(rng, 29, block, 6)
+    patterns = mask_patterns(*keep)
+    for form in forms(rng, 29, block):
+        weights = form.get("importance", 1.0)
+        if "metric" in form:
+            weights = np.diagonal(form["metric"])
+        score = (weights * targets**2).reshape(29, -1, keep[1])
+        order = np.argsort(np.argsort(-score, axis=-1), axis=-1)
+        largest = (order < keep[0]).reshape(targets.shape).astype("f4")
+        choice = nearest(targets, codebook, patterns, **form)
+        ones = np.asarray(choice.factors).reshape(29, -1, keep[1]).sum(axis=-1)
+        np.testing.assert_array_equal(ones, keep[0])
+        plain = all_costs(targets, codebook, largest, form).min(axis=1)
+        assert_best(targets, codebook, patterns, choice, plain, form)
+
+
+def assert_best(targets, codebook, patterns, choice, plain, form):
+    """Codes best for their factors; no group of factors better for most codewords."""
+    codes, factors = np.asarray(choice.codes), np.asarray(choice.factors)
+    found = cost(targets, factors * codebook[codes], **form)
+    costs = all_costs(targets, codebook, factors, form)
+    np.testing.assert_allclose(found, costs.min(axis=1), **EXACT)
+    assert (found <= plain + 1e-4 * (1 + plain)).all()
+    size, worse = patterns.shape[1], np.zeros(len(targets), bool)
+    for start in range(0, targets.shape[1], size):
+        for pattern in patterns:
+            other = factors.copy()
+            other[:, start : start + size] = pattern
+            changed = cost(targets, other * codebook[codes], **form)
+            worse |= changed < found - 1e-4 * (1 + found)
+    assert worse.mean() <= 0.1
+
+
+def test_after_many_rounds_nothing_alone_is_better(rng, monkeypatch):
+    monkeypatch.setattr(module, "_ROUNDS", 30)
+    targets, codebook = data(rng, 200, 8, 16)
+    form = {"metric": metric_of(rng, 8)}
+    choice = nearest(targets, codebook, sign_patterns(8), **form)
+    codes, factors = np.asarray(choice.codes), np.asarray(choice.factors)
+    found = cost(targets, factors * codebook[codes], **form)
+    for i in range(8):
+        other = factors.copy()
+        other[:, i] *= -1
+        flipped = cost(targets, other * codebook[codes], **form)
+        assert (flipped >= found - 1e-4 * (1 + found)).all()
+
+
+@pytest.mark.parametrize("valid", range(5))
+def test_ones_of_masks_are_on_weights_first(valid, rng):
+    targets, codebook = data(rng, 9, 4, 5)
+    is_valid = np.broadcast_to(np.arange(4) < valid, (9, 4))
+    targets = np.where(is_valid, targets, 0).astype("f4")
+    metric = metric_of(rng, 4)
+    metric = np.where(is_valid[0] & is_valid[0][:, None], metric, 0).astype("f4")
+    importance = is_valid.astype("f4")
+    for form in ({"metric": metric}, {"importance": importance}):
+        choice = nearest(targets, codebook, mask_patterns(2, 4), valid=is_valid, **form)
+        kept = np.where(is_valid, choice.factors, 0).sum(axis=1)
+        np.testing.assert_array_equal(kept, min(2, valid))
+
+
+@pytest.mark.parametrize("patterns", [None, sign_patterns(8), mask_patterns(2, 4)])
+def test_in_chunks_the_same(patterns, rng, monkeypatch):
+    targets, codebook = data(rng, 50, 8, 16)
+    columns = {"valid": np.broadcast_to(np.arange(8) < 7, (50, 8))}
+    for form in forms(rng, 50, 8):
+        whole = nearest(targets, codebook, patterns, **form, **columns)
+        monkeypatch.setattr(module, "_COSTS", 64 * 7)
+        parts = nearest(targets, codebook, patterns, **form, **columns)
+        monkeypatch.undo()
+        chex.assert_trees_all_equal(whole, parts)
