@@ -104,6 +104,10 @@ class Moment:
         matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)
         return jnp.asarray(self.restore(matrix, shape))
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` for a weight of other axes, groups or inputs."""
+        self._layout(shape)
+
     def arrange(
         self, weight: Num[AnyArray, "*shape"]
     ) -> Num[AnyArray, "*groups in out"]:

@@ -116,7 +116,7 @@ def _refined(
     if kinds & {"float16", "bfloat16", "int8"}:
         raise ValueError("expected what compress gives, got a finalized parameter")
     require_finite("weight", weight)
-    moment.arrange(np.empty(weight.shape, np.int8))  # raises for those of other weights
+    moment.check(weight.shape)
     require_finite("second moments", moment.second)
     require_nonnegative("second moments", moment.diagonal())
     layout = Layout.of(node, moment)

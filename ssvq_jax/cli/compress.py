@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-import ssvq_jax.tree as tree
+from ssvq_jax import calibration, tree
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.inspect import describe_file, report_json
+from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.codecs import CODECS, Codec
 from ssvq_jax.export import save
@@ -50,6 +51,7 @@ def compress(
     exclude: str | None = None,
     min_weights: int = 4096,
     layout: Layout = "torch",
+    statistics: pathlib.Path | None = None,
     alignment: int = 1,
     seed: int = 0,
     json: Flag = False,
@@ -76,6 +78,10 @@ def compress(
       min_weights: Fewest weights of a tensor to compress.
       layout: Blocks run along the inputs of kernels: torch has (out, in) and OIHW,
         flax (in, out) and HWIO.
+      statistics: File of moments from ssvq_jax.calibrate, written by
+        ssvq_jax.save(file, moments): codes, codebooks and scales are found by the
+        errors of outputs. Paths in it are names of tensors, or these with / for every
+        dot; axes are those of the checkpoint. Tensors without are compressed without.
       alignment: Every compressed tensor starts at a multiple of so many bytes.
       seed: Of the clustering; the same seed gives the same bytes.
       json: Print the report as JSON.
@@ -97,6 +103,7 @@ def compress(
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
     check_savable(name_leaves(leaves)[0], alignment)
     chosen = _choose(checkpoint, include, exclude)
+    moments = None if statistics is None else Statistics(statistics, checkpoint)
     rows: list[Row] = []
     kept: dict[str, str] = {}
     key, original_size = jax.random.key(seed), source.stat().st_size
@@ -110,8 +117,10 @@ def compress(
             if fits and _gains(codec, shape, dtype, axis, original):
                 weight = {name: jnp.asarray(checkpoint[name])}
                 rule = tree.Rule(re.escape(name), codec, axis=axis)
+                own = None if moments is None or name not in moments else moments
                 try:
-                    node = tree.finalize(tree.compress(weight, [rule], key=key))
+                    node = calibration.compress(weight, [rule], key=key, moments=own)
+                    node = tree.finalize(node)
                     rows.extend(tree.report(node, weight).rows)
                     leaves.update(node)
                     continue
@@ -130,6 +139,8 @@ def compress(
     save(out, leaves, metadata={"source": described}, alignment=alignment)
     if json:
         contents = {**report_json(out, report), "kept": kept}
+        if moments is not None:
+            contents["statistics"] = _usage(moments, report)
         print(json_text.dumps(contents, indent=1, allow_nan=False))
         return 0
     console = Console()
@@ -137,6 +148,10 @@ def compress(
     describe_file(console, out)
     ratio = original_size / out.stat().st_size
     console.print(Text(f"From {original_size:,} bytes: {ratio:.1f} times smaller."))
+    if moments is not None:
+        counts = {name: len(found) for name, found in _usage(moments, report).items()}
+        text = "{used} compressed with statistics, {missing} without; {unused} unused."
+        console.print(Text(text.format(**counts)))
     for reason in kept.values():
         console.print(Text(f"Kept as it is: {printable(reason)}", "yellow"))
     return 0
@@ -149,6 +164,16 @@ def _brief(report: Report) -> Report:
     others = Row(f"{len(kept)} others", None, NOT_COMPRESSED, weights, bits)
     compressed = [row for row in report.rows if row.rule != NOT_COMPRESSED]
     return Report.of([*compressed, others])
+
+
+def _usage(moments: Statistics, report: Report) -> dict[str, list[str]]:
+    """The compressed tensors with and without statistics, and statistics left over."""
+    names = [row.path for row in report.rows if row.rule != NOT_COMPRESSED]
+    return {
+        "used": [name for name in names if name in moments],
+        "missing": [name for name in names if name not in moments],
+        "unused": [name for name in moments if name not in names] + moments.unmatched,
+    }
 
 
 def _codec(method: str, **options: Any) -> Codec:
