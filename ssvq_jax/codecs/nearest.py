@@ -200,4 +200,7 @@ def _argmin(costs: Float[Array, "k n"]) -> Int[Array, " n"]:
     """The first least row of every column, in two passes that CPUs vectorise."""
     rows = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 0)
     least = jnp.min(costs, axis=0, keepdims=True)
-    return jnp.min(jnp.where(costs <= least, rows, costs.shape[0] - 1), axis=0)
+    # A compiler may compute costs twice, rounded otherwise: none may be the least then.
+    near = 1e-6 * jnp.max(jnp.abs(costs), axis=0, keepdims=True)
+    last = costs.shape[0] - 1
+    return jnp.min(jnp.where(costs <= least + near, rows, last), axis=0)
