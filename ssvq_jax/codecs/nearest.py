@@ -201,6 +201,7 @@ def _argmin(costs: Float[Array, "k n"]) -> Int[Array, " n"]:
     rows = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 0)
     least = jnp.min(costs, axis=0, keepdims=True)
     # A compiler may compute costs twice, rounded otherwise: none may be the least then.
-    near = 1e-6 * jnp.max(jnp.abs(costs), axis=0, keepdims=True)
+    sizes = jnp.where(costs < _FORBIDDEN / 2, jnp.abs(costs), 0.0)
+    near = 1e-6 * jnp.max(sizes, axis=0, keepdims=True)
     last = costs.shape[0] - 1
     return jnp.min(jnp.where(costs <= least + near, rows, last), axis=0)
