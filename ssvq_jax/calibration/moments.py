@@ -150,19 +150,13 @@ class Moment:
             split.append(size)
         sizes = [split[i] for i in parts[Role.GROUP]]
         sizes.append(math.prod(split[i] for i in parts[Role.INPUT]))
-        if tuple(sizes) != self.mean.shape:
+        # Groups that do not divide their axis lose a rest of it.
+        if tuple(sizes) != self.mean.shape or math.prod(split) != math.prod(shape):
             raise ValueError(
                 f"expected groups and inputs {self.mean.shape}, got {tuple(sizes)} of "
                 f"shape {shape}"
             )
         order = [i for part in parts.values() for i in part]
-        inputs = math.prod(split[i] for i in parts[Role.INPUT])
-        expected = (*(split[i] for i in parts[Role.GROUP]), inputs)
-        if self.mean.shape != expected or math.prod(split) != math.prod(shape):
-            raise ValueError(
-                f"expected groups and inputs {self.mean.shape} in the weight's shape, "
-                f"got {shape}"
-            )
         return split, order, [int(i) for i in np.argsort(order)]
 
 

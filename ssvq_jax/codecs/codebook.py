@@ -11,15 +11,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from ssvq_jax.codecs.clustering import cluster, code_dtype
-from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import nearest, take
 from ssvq_jax.core.blocks import channel_shape, from_blocks, grid_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.lookup import take_codewords
 
-_SCALE_DTYPES = ("float32", "float16", "bfloat16")
-_CODEBOOK_DTYPES = (*_SCALE_DTYPES, "int8")
+_CODEBOOK_DTYPES = (*SCALE_DTYPES, "int8")
 
 
 class CodebookCodec(Codec):
@@ -41,9 +40,9 @@ class CodebookCodec(Codec):
                 f"codebook_dtype: expected one of {', '.join(_CODEBOOK_DTYPES)}, "
                 f"got {self.codebook_dtype!r}"
             )
-        if self.channel_scale not in (None, *_SCALE_DTYPES):
+        if self.channel_scale not in (None, *SCALE_DTYPES):
             raise ValueError(
-                f"channel_scale: expected None or one of {', '.join(_SCALE_DTYPES)}, "
+                f"channel_scale: expected None or one of {', '.join(SCALE_DTYPES)}, "
                 f"got {self.channel_scale!r}"
             )
 

@@ -32,7 +32,8 @@ from ssvq_jax.core.sharding import (
     sharding_of,
 )
 
-WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+SCALE_DTYPES = ("float32", "float16", "bfloat16")
+WEIGHT_DTYPES = ("float64", *SCALE_DTYPES)
 
 FieldKind = Literal["weights", "codes", "signs", "masks", "codebooks"]
 """What stored values are, for whoever counts bytes; scales belong to the codebooks."""

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssvq_jax.codecs.codec import Codec, Compressed, Field
+from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
 from ssvq_jax.core.checks import require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
 
-_SCALE_DTYPES = ("float32", "float16", "bfloat16")
 # Steps that are tried, in units of the one whose largest code is the largest weight. 0
 # is the step that fits best to the best codes so far; before there are any, LSQ's.
 _RATIOS = (0.0, 1.0, *np.linspace(1.04, 0.01, 96), 0.0, 0.0)
@@ -56,9 +55,9 @@ class Uniform(Codec):
 
     def __post_init__(self):
         require_integer("bits", self.bits, 2, 8)
-        if self.scale_dtype not in _SCALE_DTYPES:
+        if self.scale_dtype not in SCALE_DTYPES:
             raise ValueError(
-                f"scale_dtype: expected one of {', '.join(_SCALE_DTYPES)}, "
+                f"scale_dtype: expected one of {', '.join(SCALE_DTYPES)}, "
                 f"got {self.scale_dtype!r}"
             )
 

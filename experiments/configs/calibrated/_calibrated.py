@@ -63,7 +63,6 @@ def calibrated(
     calibration: Calibration,
     *,
     data: Data = DATA,
-    candidates: tuple[ssvq.Codec, ...] | None = None,
 ) -> Experiment:
     """Kernels compressed by what they see, without training.
 
@@ -72,9 +71,7 @@ def calibrated(
       method: One of `CANDIDATES`.
       calibration: How.
       data: Its images.
-      candidates: In place of the method's.
     """
-    candidates = CANDIDATES[method] if candidates is None else candidates
     return Experiment(
         task=Classification(),
         network=NETWORKS[network],
@@ -82,7 +79,7 @@ def calibrated(
         optimization=Optimization(epochs=0, batch=50),
         weights=NETS[network],
         compression=Compression(
-            rules=convolutional(*candidates),
+            rules=convolutional(*CANDIDATES[method]),
             calibration=calibration,
         ),
         distill=True,
