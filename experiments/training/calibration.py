@@ -17,8 +17,10 @@ from experiments.training.program import Program
 from ssvq_jax.nnx import calibrate, update_batch_norm
 from ssvq_jax.tree.paths import flatten
 
-_KEPT: dict[str, Any] = {}
-"""The moments of the last network and data: many runs begin with the same."""
+_PROBED_AT = 2.25
+"""Bits a weight near which divergences are measured, whatever the budget: once."""
+_KEPT: dict[str, tuple[str, Any]] = {}
+"""The last moments and allocation, and of what: many runs begin with the same."""
 
 
 class Calibrated:
@@ -52,19 +54,7 @@ class Calibrated:
         first, second = self._moments(batches, len(batches) - apart)
         rules: Any = self._rules
         if options.bits is not None:
-            contested = self._contested()
-            candidates = [
-                rule for rule in self._rules if any(map(rule.matches, contested))
-            ]
-            allocated = ssvq.allocate(
-                contested,
-                candidates,
-                bits=options.bits,
-                key=key,
-                moments=first,
-                divergence=self._divergence(batches[-apart:]) if probe else None,
-            )
-            rules = [*allocated, *(x for x in self._rules if x not in candidates)]
+            rules = self._allocated(options.bits, first, batches[-apart:], key)
         moments = None
         if options.refine:
             moments = first if second is None else first + second
@@ -78,23 +68,53 @@ class Calibrated:
     def _moments(
         self, batches: list[Any], count: int
     ) -> tuple[ssvq.Moments, ssvq.Moments | None]:
-        """Those of the first batches, and of the rest; kept for runs that follow."""
-        program, experiment = self._program, self._experiment
-        patterns = list(dict.fromkeys(rule.pattern for rule in self._rules))
-        known = experiment.describe()
-        parts = known["network"], known["data"], known["task"], known["weights"]
-        key = json.dumps([*parts, patterns, self._options.form, len(batches), count])
-        if key not in _KEPT:
+        """Those of the first batches, and of the rest."""
+
+        def find():
             rules = [ssvq.Rule(pattern, ssvq.Uniform(8)) for pattern in patterns]
-            module = program.module(program.params, program.statistics)
+            module = self._program.module(
+                self._program.params, self._program.statistics
+            )
             parts = [part for part in (batches[:count], batches[count:]) if part]
             found = [
                 calibrate(module, part, rules=rules, form=self._options.form)
                 for part in parts
             ]
-            _KEPT.clear()
-            _KEPT[key] = (*found, None)[:2]
-        return _KEPT[key]
+            return (*found, None)[:2]
+
+        patterns = list(dict.fromkeys(rule.pattern for rule in self._rules))
+        return self._kept("moments", find, patterns, len(batches), count)
+
+    def _allocated(
+        self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any
+    ) -> list[ssvq.Rule]:
+        """Rules with one candidate chosen where several match."""
+        contested = self._contested()
+        candidates = [x for x in self._rules if any(map(x.matches, contested))]
+
+        def measure():
+            return ssvq.allocate(
+                contested,
+                candidates,
+                bits=_PROBED_AT,
+                key=key,
+                moments=moments,
+                divergence=self._divergence(probes) if probes else None,
+            )
+
+        described = self._experiment.describe()["compression"]["rules"]
+        seed = self._experiment.seed
+        found = self._kept("allocation", measure, described, len(probes), seed)
+        return [*found.at(bits), *(x for x in self._rules if x not in candidates)]
+
+    def _kept(self, kind: str, make: Callable[[], Any], *parts: Any) -> Any:
+        known = self._experiment.describe()
+        start = [known[name] for name in ("network", "data", "task", "weights")]
+        key = json.dumps([*start, self._options.form, *parts])
+        if _KEPT.get(kind, ("",))[0] != key:
+            _KEPT.pop(kind, None)  # before the next one is made: memory
+            _KEPT[kind] = key, make()
+        return _KEPT[kind][1]
 
     def _contested(self) -> dict[str, Any]:
         """The parameters that several rules match: bits are spread over these."""

@@ -44,11 +44,25 @@ class Allocation(Sequence[Rule]):
 
     rules: tuple[Rule, ...]
     rows: tuple[Choice, ...]
+    _measured: tuple[tuple[Row, tuple[Option, ...]], ...] = dataclasses.field(
+        repr=False
+    )
 
     @property
     def bits(self) -> float:
         """Stored bits a weight of the whole tree, as in `report`."""
         return Report.of(self.rows).model.bits_per_weight
+
+    def at(self, bits: int | float) -> "Allocation":
+        """The same candidates and costs, with another budget; takes no time.
+
+        Args:
+          bits: As for `allocate`. A `divergence` was measured near the first budget.
+
+        Raises:
+          ValueError: A budget below what the cheapest choice takes.
+        """
+        return _spent(self._measured, bits)
 
     @overload
     def __getitem__(self, index: int) -> Rule: ...
@@ -143,15 +157,13 @@ def allocate(
       >>> ssvq.report(compressed).model.bits_per_weight, allocation.bits
       (3.25, 3.25)
     """
-    if not 0 < bits < math.inf:
-        raise ValueError(f"bits: expected a positive number, got {bits}")
     named, treedef = flatten(params, is_compressed)
     require_matches(candidates, named)
     if moments is not None:
         require_paths(moments, named)
     rows = report(params).rows
     options = [fitting(row, named[row.path], candidates) for row in rows]
-    budget = _budget(bits, rows, options)
+    _budget(bits, rows, options)  # an error before the work, not after it
 
     for i, row in enumerate(rows):
         if _stays(options[i]):
@@ -163,18 +175,46 @@ def allocate(
             nearest = min(inexact, key=lambda x: abs(x.bits / row.weights - bits))
             node = encoded(row.path, leaf, nearest.rule, key, moments)
             alone = jax.tree.unflatten(treedef, {**named, row.path: node}.values())
-            unit = _measured(row, nearest, divergence(alone)) / nearest.cost
+            unit = _checked(row, nearest, divergence(alone)) / nearest.cost
             own = [dataclasses.replace(x, cost=unit * x.cost) for x in own]
         options[i] = own
 
-    chosen = spend([[(x.bits, x.cost) for x in own] for own in options], budget)
-    return _allocation(rows, [own[i] for own, i in zip(options, chosen, strict=True)])
+    return _spent(tuple(zip(rows, map(tuple, options), strict=True)), bits)
+
+
+def _spent(
+    measured: tuple[tuple[Row, tuple[Option, ...]], ...], bits: int | float
+) -> Allocation:
+    rows, options = zip(*measured, strict=True)
+    budget = _budget(bits, rows, options)
+    places = spend([[(x.bits, x.cost) for x in own] for own in options], budget)
+    chosen = [own[i] for own, i in zip(options, places, strict=True)]
+    total = sum(option.cost for option in chosen)
+    choices = []
+    for row, option in zip(rows, chosen, strict=True):
+        codec = option.rule.codec
+        choices.append(
+            Choice(
+                row.path,
+                row.shape,
+                row.rule if codec is None else codec.describe(),
+                row.weights,
+                option.bits,
+                option.error,
+                cost=option.cost,
+                share=option.cost / total if total else 0.0,
+            )
+        )
+    rules = tuple(option.rule for option in chosen if option.rule.codec is not None)
+    return Allocation(rules, tuple(choices), measured)
 
 
 def _budget(
-    bits: int | float, rows: Sequence[Row], options: Sequence[list[Option]]
+    bits: int | float, rows: Sequence[Row], options: Sequence[Sequence[Option]]
 ) -> int:
     """The most bits that are not above `bits` a weight."""
+    if not 0 < bits < math.inf:
+        raise ValueError(f"bits: expected a positive number, got {bits}")
     weights = sum(row.weights for row in rows)
     if weights == 0:
         raise ValueError("params: expected at least one weight, got none")
@@ -195,7 +235,7 @@ def _stays(options: Sequence[Option]) -> bool:
     return all(option.rule.codec is None for option in options)
 
 
-def _measured(row: Row, option: Option, divergence: Any) -> float:
+def _checked(row: Row, option: Option, divergence: Any) -> float:
     """What the divergence has said, checked."""
     value = float(divergence)
     if not 0 <= value < math.inf:
@@ -205,24 +245,3 @@ def _measured(row: Row, option: Option, divergence: Any) -> float:
             f"{codec.describe() if codec else codec}, got {value}"
         )
     return value
-
-
-def _allocation(rows: Sequence[Row], chosen: Sequence[Option]) -> Allocation:
-    total = sum(option.cost for option in chosen)
-    choices = []
-    for row, option in zip(rows, chosen, strict=True):
-        codec = option.rule.codec
-        choices.append(
-            Choice(
-                row.path,
-                row.shape,
-                row.rule if codec is None else codec.describe(),
-                row.weights,
-                option.bits,
-                option.error,
-                cost=option.cost,
-                share=option.cost / total if total else 0.0,
-            )
-        )
-    rules = tuple(option.rule for option in chosen if option.rule.codec is not None)
-    return Allocation(rules, tuple(choices))

@@ -67,6 +67,7 @@ UNIFORM = [ssvq.Rule(".*", ssvq.Uniform(bits)) for bits in (2, 3, 4)]
 def test_bits_are_those_of_the_report_and_of_the_file(bits, params, key, tmp_path):
     allocation = ssvq.allocate(params, CANDIDATES, bits=bits, key=key)
     assert allocation.bits <= bits
+    assert allocation.at(2.2).at(bits) == allocation
     compressed = ssvq.compress(params, allocation, key=key)
     report = ssvq.report(ssvq.finalize(compressed), params)
     assert allocation.bits == report.model.bits_per_weight

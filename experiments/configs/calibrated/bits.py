@@ -20,13 +20,13 @@ LEAST = {"uniform": 3, "mvq": 1.5}
 
 
 def runs() -> dict[str, Experiment]:
-    """NETWORK-METHOD-BITS, fewest bits first."""
+    """NETWORK-METHOD-BITS; those of one method share what was measured."""
     return {
         f"{network}-{method}-{bits:g}": calibrated(
             network, method, Calibration(bits=bits)
         )
         for network in NETS
-        for bits in BITS
         for method in ("vq", "ssvq", "mvq", "uniform")
+        for bits in BITS
         if bits >= LEAST.get(method, 0)
     }
