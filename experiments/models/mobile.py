@@ -229,14 +229,23 @@ class InvertedResidualNet(nnx.Module):
         self.bn2 = _norm(head, epsilon, rngs)
         self.classifier = nnx.Linear(head, classes, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+    def features(self, images: jax.Array) -> list[jax.Array]:
+        """What every stage gives, and the head, `(batch, height, width, channels)`."""
         x = nnx.relu6(_apply(self.bn1, self.conv_stem(images)))
+        found = []
         for stage in self.blocks:
             for block in stage:
                 x = block(x)
-        x = nnx.relu6(_apply(self.bn2, self.conv_head(x)))
-        return self.classifier(jnp.mean(x, axis=(1, 2)))
+            found.append(x)
+        return [*found, nnx.relu6(_apply(self.bn2, self.conv_head(x)))]
+
+    def outputs(self, feature: jax.Array) -> jax.Array:
+        """The last of `features` to logits `(batch, classes)`."""
+        return self.classifier(jnp.mean(feature, axis=(1, 2)))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images `(batch, size, size, 3)` to logits `(batch, classes)`."""
+        return self.outputs(self.features(images)[-1])
 
 
 class MobileNetV1(nnx.Module):

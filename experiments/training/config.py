@@ -10,6 +10,8 @@ import ssvq_jax as ssvq
 from experiments.models.network import Network
 from experiments.tasks import Task
 
+_LATER: dict[str, Any] = {"later": True}
+"""Of options that came after the first results: described where they are used."""
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -48,6 +50,9 @@ class Optimization:
       beta2: Decay of the second moment.
       clip_norm: Largest norm of the whole gradient.
       dtype: Of activations and of the weights where they are multiplied.
+      held: Regular expression for whole paths of parameters that are not trained.
+      features: In distillation, weight of the features' relative squared error beside
+        the outputs' loss; the module has `features` and `outputs`.
     """
 
     epochs: float
@@ -60,6 +65,8 @@ class Optimization:
     beta2: float = 0.999
     clip_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    held: str | None = dataclasses.field(default=None, metadata=_LATER)
+    features: float = dataclasses.field(default=0.0, metadata=_LATER)
 
     def steps(self, examples: int) -> int:
         """Updates in all, for so many examples in an epoch."""
@@ -84,6 +91,22 @@ class Freezing:
     threshold: tuple[float, float] = (0.1, 0.01)
     momentum: float = 0.01
     decide: Literal["majority", "average"] = "majority"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reassignment:
+    """Codes that move: chosen anew, now and then, for weights trained beside them.
+
+    These weights get the gradients of the decoded ones (straight-through), and serve
+    nothing else. Learned signs stay what their latents say.
+
+    Attributes:
+      checks: How often codes are chosen anew in the run.
+      rate: Peak learning rate of the weights.
+    """
+
+    checks: int = 10
+    rate: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +140,13 @@ class Compression:
       rules: Paths are those of Flax, such as `blocks/0/attn/qkv/kernel`.
       freezing: Of the signs; `None` for none.
       calibration: `None` for codes found by the weights alone.
+      reassignment: Of codes, while tuning; `None` for codes that stay.
     """
 
     rules: tuple[ssvq.Rule, ...]
     freezing: Freezing | None = None
-    calibration: Calibration | None = None
+    calibration: Calibration | None = dataclasses.field(default=None, metadata=_LATER)
+    reassignment: Reassignment | None = dataclasses.field(default=None, metadata=_LATER)
 
     def __post_init__(self):
         learned = (getattr(rule.codec, "learn_signs", False) for rule in self.rules)
@@ -157,6 +182,8 @@ class Experiment:
     def __post_init__(self):
         if self.weights is None and (self.compression or self.distill):
             raise ValueError("weights: expected a checkpoint to compress or distil")
+        if self.optimization.features and not self.distill:
+            raise ValueError("features: they are matched in distillation alone")
 
     def describe(self) -> dict[str, Any]:
         """As JSON, to tell whether two experiments are the same; networks by name."""
@@ -205,10 +232,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Network):
         return value.name
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        if getattr(value, "calibration", names) is None:
-            names.remove("calibration")  # as before there was one
-        return {name: _plain(getattr(value, name)) for name in names}
+        found = {x: getattr(value, x.name) for x in dataclasses.fields(value)}
+        return {
+            field.name: _plain(option)
+            for field, option in found.items()
+            if not (field.metadata.get("later") and option == field.default)
+        }
     if isinstance(value, list | tuple):
         return [_plain(x) for x in value]
     return value

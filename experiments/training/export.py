@@ -93,7 +93,7 @@ def record(
         found["bits_per_weight"] = report.compressed.bits_per_weight
         found["ratio"] = report.compressed.ratio
         found["model_ratio"] = report.model.ratio
-        found |= {k: last[k] for k in ("flipped", "frozen") if k in last}
+        found |= {k: last[k] for k in ("flipped", "frozen", "moved") if k in last}
     packages = ("jax", "flax", "optax")
     return found | {
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -104,7 +104,7 @@ def record(
 
 def curve(task: Task, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of a log that end an epoch, and of them what pages read."""
-    kept = ("step", "loss", f"validation/{task.metric}", "flipped", "frozen")
+    kept = ("step", "loss", f"validation/{task.metric}", "flipped", "frozen", "moved")
     return [
         {name: line[name] for name in kept if name in line}
         for line in lines

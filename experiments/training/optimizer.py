@@ -1,4 +1,4 @@
-"""The optimizer of an experiment, and what its state tells about signs."""
+"""The optimizer of an experiment."""
 
 from typing import Any
 
@@ -23,10 +23,8 @@ def make(
     """
 
     def adamw(rate: float) -> optax.GradientTransformation:
-        warmup = round(options.warmup * steps)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
         return optax.adamw(
-            schedule,
+            _schedule(options, steps, rate),
             b2=options.beta2,
             weight_decay=options.weight_decay,
             mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree),
@@ -54,6 +52,18 @@ def make(
     return optax.chain(*transforms)
 
 
+def moving(
+    options: Optimization, steps: int, rate: float
+) -> optax.GradientTransformation:
+    """Adam for the weights that codes are chosen anew for; arguments as of `make`."""
+    return optax.adam(_schedule(options, steps, rate), b2=options.beta2)
+
+
+def _schedule(options: Optimization, steps: int, rate: float) -> optax.Schedule:
+    warmup = round(options.warmup * steps)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
+
+
 def _relative() -> optax.GradientTransformation:
     """Updates in units of the parameters: Adam's are as large for all of them."""
 
@@ -72,30 +82,3 @@ def _labels(tree: Any) -> Any:
         return labels
 
     return jax.tree.map(relabel, tree, ssvq.label_tree(tree), is_leaf=is_compressed)
-
-
-def signs(tree: Any) -> list[jax.Array]:
-    """Where the latents of a tree's learned signs are plus, as booleans."""
-    labels = jax.tree.leaves(ssvq.label_tree(tree))
-    leaves = jax.tree.leaves(tree)
-    chosen = [x for name, x in zip(labels, leaves, strict=True) if name == "sign"]
-    return [x >= 0 for x in chosen]
-
-
-def shares(before: list[jax.Array], tree: Any, state: Any) -> dict[str, float]:
-    """Shares of the signs that changed since `before`, and that are frozen."""
-    after = signs(tree)
-    total = sum(x.size for x in after)
-    if not total:
-        return {}
-    changed = sum(int((a != b).sum()) for a, b in zip(before, after, strict=True))
-    found = {"flipped": changed / total}
-    states = jax.tree.leaves(state, is_leaf=_is_freezing)
-    masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
-    if masks:
-        found["frozen"] = sum(int(mask.sum()) for mask in masks) / total
-    return found
-
-
-def _is_freezing(x: Any) -> bool:
-    return isinstance(x, ssvq.FreezeSignsState)

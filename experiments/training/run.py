@@ -21,8 +21,9 @@ from experiments.data import batches
 from experiments.data.batches import Split
 from experiments.models import checkpoint
 from experiments.tasks import Task
-from experiments.training import export, optimizer
+from experiments.training import export
 from experiments.training.calibration import Calibrated
+from experiments.training.changes import Changes
 from experiments.training.config import Data, Experiment
 from experiments.training.devices import Devices
 from experiments.training.evaluation import Judge
@@ -164,7 +165,7 @@ class _Run:
         """Train and export."""
         start = time.perf_counter()
         params, statistics = self._start()
-        signs = optimizer.signs(params)
+        changes = Changes(params)
         state = self.program.initial(params)._replace(statistics=statistics)
         state = self.devices.place(state)
         with contextlib.ExitStack() as stack:
@@ -187,7 +188,7 @@ class _Run:
                 note="compiling",
             )
             stack.callback(self.progress.remove_task, bar)
-            state = self._train(state, done or 0, checkpoints, log, bar, start, signs)
+            state = self._train(state, done or 0, checkpoints, log, bar, start, changes)
         return self._record(state, time.perf_counter() - start)
 
     def _start(self) -> tuple[Any, Any]:
@@ -214,7 +215,7 @@ class _Run:
         log: Log,
         bar: TaskID,
         start: float,
-        signs: list[jax.Array],
+        changes: Changes,
     ) -> State:
         """All steps that are left."""
         experiment = self.experiment
@@ -239,15 +240,20 @@ class _Run:
             process=self.devices.process,
             workers=self.execution.workers,
         )
+        compression = experiment.compression
+        moving = compression.reassignment if compression else None
+        every = max(1, self.steps // moving.checks) if moving else self.steps
         losses, since = [], time.perf_counter()
         for step, arrays in zip(range(done + 1, self.steps + 1), source, strict=False):
             state, loss = update(state, self.devices.batch(arrays), teacher)
             losses.append(loss)
+            if step % every == 0 and step < self.steps:
+                state = self.program.reassigned(state)
             epoch_ends = step % self.epoch == 0 or step == self.steps
             if step % self.execution.log_every == 0 or epoch_ends:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
-                    values |= optimizer.shares(signs, state.params, state.optimizer)
+                    values |= changes.shares(state.params, state.optimizer)
                     held_out = self._rows(state, "validation")
                     values |= self.judge.score(held_out, "validation")
                     self._tell(step, values)

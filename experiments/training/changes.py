@@ -1,0 +1,66 @@
+"""What training has changed: signs, codes."""
+
+from typing import Any
+
+import jax
+
+import ssvq_jax as ssvq
+from ssvq_jax.codecs import is_compressed
+
+
+class Changes:
+    """What has changed since the start of a run.
+
+    Args:
+      params: Parameters at the start.
+    """
+
+    def __init__(self, params: Any):
+        self._signs, self._codes = signs(params), _codes(params)
+
+    def shares(self, params: Any, state: Any) -> dict[str, float]:
+        """Shares of the signs flipped and frozen, and of the codes moved, if there are.
+
+        Args:
+          params: Parameters now.
+          state: The optimizer's.
+        """
+        found = {}
+        total = sum(x.size for x in self._signs)
+        if total:
+            found["flipped"] = _different(self._signs, signs(params))
+            states = jax.tree.leaves(state, is_leaf=_is_freezing)
+            masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
+            if masks:
+                found["frozen"] = sum(int(mask.sum()) for mask in masks) / total
+        moved = _different(self._codes, _codes(params))
+        return found | ({"moved": moved} if moved else {})
+
+
+def signs(tree: Any) -> list[jax.Array]:
+    """Where the latents of a tree's learned signs are plus, as booleans."""
+    labels = jax.tree.leaves(ssvq.label_tree(tree))
+    leaves = jax.tree.leaves(tree)
+    chosen = [x for name, x in zip(labels, leaves, strict=True) if name == "sign"]
+    return [x >= 0 for x in chosen]
+
+
+def has_codes(node: Any) -> bool:
+    """Whether something is a compressed parameter with codes."""
+    return is_compressed(node) and "codes" in node.leaves()
+
+
+def _codes(tree: Any) -> list[jax.Array]:
+    nodes = jax.tree.leaves(tree, is_leaf=is_compressed)
+    return [node.leaves()["codes"] for node in nodes if has_codes(node)]
+
+
+def _different(before: list[jax.Array], after: list[jax.Array]) -> float:
+    """The share of the values that differ."""
+    total = sum(x.size for x in before)
+    pairs = zip(before, after, strict=True)
+    return sum(int((a != b).sum()) for a, b in pairs) / max(total, 1)
+
+
+def _is_freezing(x: Any) -> bool:
+    return isinstance(x, ssvq.FreezeSignsState)
