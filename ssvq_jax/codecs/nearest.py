@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+_JOINT = 4096  # words times codewords that are all tried
 _ROUNDS = 3  # of codeword and factors in turn; a fourth changes hardly any
 _LARGEST_SIGN_GROUP = 4  # weights whose signs are tried in all their patterns
 _COSTS = 1 << 25  # entries of a matrix of costs, 128 MiB
+_CPU_COSTS = 1 << 20  # 4 MiB, for the second-level cache
 _FORBIDDEN = 1e30
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -62,8 +64,9 @@ def nearest(
 ) -> Choice:
     """Codes and factors of least weighted squared error.
 
-    Without patterns the nearest codeword. With them codeword and factors in turn, each
-    the best for the other, from the signs of the targets or their largest entries.
+    Without patterns the nearest codeword. With them all factors are tried with every
+    codeword, where these are few enough; else codeword and factors are chosen in turn,
+    each the best for the other, from the signs of the targets or their largest entries.
 
     Args:
       targets: Blocks.
@@ -78,12 +81,18 @@ def nearest(
     Returns:
       The codeword and the factors of every block.
     """
-    find = functools.partial(_nearest, codebook, patterns, metric)
     count, dim = targets.shape
-    most = max(codebook.shape[0], dim if metric is None else dim * dim)
+    words = None
     if patterns is not None:
+        words = _words(patterns, dim, _JOINT // codebook.shape[0])
+    find = functools.partial(_nearest, codebook, patterns, words, metric)
+    most = max(codebook.shape[0], dim if metric is None else dim * dim)
+    if words is not None:
+        most = max(most, codebook.shape[0] * words.shape[0])
+    elif patterns is not None:
         most = max(most, patterns.shape[0])
-    size = max(1, _COSTS // most)
+    limit = _CPU_COSTS if jax.default_backend() == "cpu" else _COSTS
+    size = max(1, limit // most)
     if count <= size:
         return find(targets, importance, valid)
     columns = targets, importance, valid
@@ -96,10 +105,24 @@ def nearest(
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
-def _nearest(codebook, patterns, metric, targets, importance, valid):
+def _words(patterns: np.ndarray, block: int, most: int) -> np.ndarray | None:
+    """All factors that a block may have, `(w, d)`; `None` for more than `most`."""
+    groups = block // patterns.shape[1]
+    if patterns.shape[0] ** groups > most:
+        return None
+    return np.array(
+        [np.concatenate(x) for x in itertools.product(patterns, repeat=groups)]
+    )
+
+
+def _nearest(codebook, patterns, words, metric, targets, importance, valid):
     form = _Form(targets, metric, importance, valid)
     if patterns is None:
         return Choice(form.codes(codebook, None), None)
+    if words is not None:
+        joint = form.joint(codebook, words)
+        codes, word = joint % codebook.shape[0], joint // codebook.shape[0]
+        return Choice(codes, take(jnp.asarray(words), word))
     factors = form.first_factors(targets, patterns)
 
     def improve(_, factors):
@@ -135,6 +158,19 @@ class _Form:
             squares = _dot(self._products(codebook), self._weighted(ones).T)
         return _argmin(squares - 2 * _dot(codebook, linear.T))
 
+    def joint(self, codebook, words):
+        """The best of all words times all codewords: `word * k + code`."""
+        table = jnp.asarray(words)[:, None] * codebook[None]
+        table = table.reshape(-1, codebook.shape[1])
+        if self.metric is not None:
+            squares = jnp.sum(_dot(table, self.metric) * table, axis=1)[:, None]
+        else:
+            squares = _dot(self._products(table), self.importance.T)
+        costs = squares - 2 * _dot(table, self.linear.T)
+        forbidden = self._forbidden(words, slice(None))
+        costs = costs.reshape(len(words), codebook.shape[0], -1) + forbidden[:, None]
+        return _argmin(costs.reshape(table.shape[0], -1))
+
     def factors(self, chosen, factors, patterns):
         """The best factors of every block for its codeword, a group after the other."""
         size = patterns.shape[1]
@@ -168,11 +204,15 @@ class _Form:
         return factors
 
     def _forbidden(self, patterns, group):
-        """A cost of masks' ones on padding; signs may be what they are there."""
+        """A cost of masks' ones on more padding than has to be, `(p, n)`.
+
+        Signs may be what they are there.
+        """
         if self.valid is None or (patterns < 0).any():
-            return 0.0
+            return jnp.zeros((len(patterns), 1))
         padding = (~self.valid[:, group]).astype(jnp.float32)
-        return _FORBIDDEN * _dot(jnp.asarray(patterns), padding.T)
+        ones = _dot(jnp.asarray(patterns), padding.T)
+        return _FORBIDDEN * (ones - jnp.min(ones, axis=0, keepdims=True))
 
     def _apply(self, x):
         if self.metric is None:

@@ -1,6 +1,7 @@
 """`nearest` against brute force in NumPy; the codes that `assign` chooses."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -65,8 +66,10 @@ def test_without_patterns_the_nearest_codeword(count, block, codewords, rng):
         np.testing.assert_allclose(found, costs.min(axis=1), **EXACT)
 
 
+@pytest.mark.parametrize("joint", [0, 4096])
 @pytest.mark.parametrize("count, block, codewords", SIZES)
-def test_signs(count, block, codewords, rng):
+def test_signs(joint, count, block, codewords, rng, monkeypatch):
+    monkeypatch.setattr(module, "_JOINT", joint)
     targets, codebook = data(rng, count, block, codewords)
     patterns = sign_patterns(block)
     assert (
@@ -79,10 +82,12 @@ def test_signs(count, block, codewords, rng):
         assert_best(targets, codebook, patterns, choice, plain, form)
 
 
+@pytest.mark.parametrize("joint", [0, 4096])
 @pytest.mark.parametrize(
     "keep, block", [((2, 4), 8), ((1, 3), 3), ((1, 1), 1), ((3, 5), 5)]
 )
-def test_masks(keep, block, rng):
+def test_masks(joint, keep, block, rng, monkeypatch):
+    monkeypatch.setattr(module, "_JOINT", joint)
     targets, codebook = data(rng, 29, block, 6)
     patterns = mask_patterns(*keep)
     for form in forms(rng, 29, block):
@@ -97,6 +102,28 @@ def test_masks(keep, block, rng):
         np.testing.assert_array_equal(ones, keep[0])
         plain = all_costs(targets, codebook, largest, form).min(axis=1)
         assert_best(targets, codebook, patterns, choice, plain, form)
+
+
+@pytest.mark.parametrize(
+    "patterns", [sign_patterns(8), sign_patterns(2), mask_patterns(2, 4)]
+)
+def test_where_there_are_few_all_factors_are_tried(patterns, rng):
+    size = patterns.shape[1]
+    targets, codebook = data(rng, 30, 8 if size == 4 else 6, 5)
+    groups = targets.shape[1] // size
+    words = np.array([np.ravel(x) for x in itertools.product(patterns, repeat=groups)])
+    for form in forms(rng, *targets.shape):
+        choice = nearest(targets, codebook, patterns, **form)
+        best = np.min(
+            [
+                all_costs(targets, codebook, np.tile(word, (30, 1)), form).min(axis=1)
+                for word in words
+            ],
+            axis=0,
+        )
+        codes, factors = np.asarray(choice.codes), np.asarray(choice.factors)
+        found = cost(targets, factors * codebook[codes], **form)
+        np.testing.assert_allclose(found, best, **EXACT)
 
 
 def assert_best(targets, codebook, patterns, choice, plain, form):
@@ -118,6 +145,7 @@ def assert_best(targets, codebook, patterns, choice, plain, form):
 
 def test_after_many_rounds_nothing_alone_is_better(rng, monkeypatch):
     monkeypatch.setattr(module, "_ROUNDS", 30)
+    monkeypatch.setattr(module, "_JOINT", 0)
     targets, codebook = data(rng, 200, 8, 16)
     form = {"metric": metric_of(rng, 8)}
     choice = nearest(targets, codebook, sign_patterns(8), **form)
@@ -130,8 +158,10 @@ def test_after_many_rounds_nothing_alone_is_better(rng, monkeypatch):
         assert (flipped >= found - 1e-4 * (1 + found)).all()
 
 
+@pytest.mark.parametrize("joint", [0, 4096])
 @pytest.mark.parametrize("valid", range(5))
-def test_ones_of_masks_are_on_weights_first(valid, rng):
+def test_ones_of_masks_are_on_weights_first(joint, valid, rng, monkeypatch):
+    monkeypatch.setattr(module, "_JOINT", joint)
     targets, codebook = data(rng, 9, 4, 5)
     is_valid = np.broadcast_to(np.arange(4) < valid, (9, 4))
     targets = np.where(is_valid, targets, 0).astype("f4")
@@ -150,7 +180,7 @@ def test_in_chunks_the_same(patterns, rng, monkeypatch):
     columns = {"valid": np.broadcast_to(np.arange(8) < 7, (50, 8))}
     for form in forms(rng, 50, 8):
         whole = nearest(targets, codebook, patterns, **form, **columns)
-        monkeypatch.setattr(module, "_COSTS", 64 * 7)
+        monkeypatch.setattr(module, "_CPU_COSTS", 64 * 7)
         parts = nearest(targets, codebook, patterns, **form, **columns)
         monkeypatch.undo()
         chex.assert_trees_all_equal(whole, parts)

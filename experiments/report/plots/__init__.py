@@ -6,6 +6,8 @@ PLOTS = {
     "cifar10/pareto": comparison.pareto,
     "cifar10/curves": comparison.curves,
     "few_images/few_images": comparison.few_images,
+    "calibrated/calibrated": comparison.calibrated,
+    "calibrated/allocation": comparison.allocation,
     "accelerator_sweep": accelerator.sweep,
     "accelerator_timeline": accelerator.timeline,
     "accelerator_roofline": accelerator.roofline,

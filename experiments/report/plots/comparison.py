@@ -1,6 +1,7 @@
 """Plots of the comparison between methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,47 @@ def curves(load: Load) -> Figure:
 
 def few_images(load: Load) -> Figure:
     """Test accuracy against the bits of the compressed weights, for each network."""
-    runs = load("few_images/bits")
+    return _by_network(load("few_images/bits"))
+
+
+def calibrated(load: Load) -> Figure:
+    """The same without training."""
+    return _by_network(load("calibrated/bits"), {"ssvq": "SSVQ"})
+
+
+def allocation(load: Load) -> Figure:
+    """Bits a weight of every kernel of EfficientNet-Lite0, in order."""
+    runs = load("calibrated/bits")
+    figure, axes = panels(2)
+    for axis, method in zip(axes, ("vq", "ssvq"), strict=True):
+        run = runs[f"efficientnet_lite0-{method}-1.5"]
+        layers = sorted(run["layers"], key=lambda layer: _depth(layer[0]))
+        bits = [bits / weights for _, _, weights, bits in layers]
+        share = [weights for _, _, weights, _ in layers]
+        ends = np.cumsum(share) / sum(share)
+        axis.bar(
+            range(len(bits)), bits, color=_COLORS[run.method], label=method.upper()
+        )
+        axis.plot(
+            range(len(bits)), 10 * ends, color="0.4", label="weights so far, tenths"
+        )
+        axis.set(xlabel="kernel, from the stem on", ylabel="bits per weight")
+    legend(*axes)
+    return figure
+
+
+def _depth(path: str) -> tuple[int, ...]:
+    """Where a kernel stands in a network of blocks."""
+    part, *rest = path.split("/")
+    order = {"conv_stem": 0, "blocks": 1, "conv_head": 2, "classifier": 3}
+    inside = ("conv_pw", "conv_dw", "conv_pwl")
+    numbers = [int(x) if x.isdigit() else inside.index(x) for x in rest[:-1]]
+    return (order[part], *numbers)
+
+
+def _by_network(
+    runs: Results, titles: Mapping[str, str] = MappingProxyType({})
+) -> Figure:
     figure, axes = panels(len(NETWORKS))
     for axis, (network, name) in zip(axes, NETWORKS.items(), strict=True):
         for method in ("uniform", "vq", "mvq", "ssvq"):
@@ -90,7 +131,7 @@ def few_images(load: Load) -> Figure:
                 color=_COLORS[own[0].method],
                 marker="o",
                 capsize=3,
-                label=own[0].title,
+                label=titles.get(method, own[0].title),
             )
         axis.set(xlabel="bits per compressed weight")
         axis.set(ylabel=f"top-1 of {len(own[0].each)} images, %", title=name)
