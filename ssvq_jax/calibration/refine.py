@@ -23,6 +23,7 @@ from ssvq_jax.core.sharding import (
 from ssvq_jax.tree.paths import flatten
 
 _ITERATIONS = 12  # of conjugate gradients
+_PROGRAMS = 64  # that are kept
 _FIRST_PASSES = 2  # the second with the codebook that was fitted after the first
 
 
@@ -123,7 +124,7 @@ def _refined(
     leaves, treedef = jax.tree.flatten(node)
     shardings = [sharding_of(jnp.asarray(leaf)) for leaf in leaves]
     sharding = next(filter(None, [sharding_of(weight), *shardings]), None)
-    run = functools.partial(_run, layout=layout, sweeps=sweeps)
+    run = _program(treedef, layout, sweeps)
     second, *leaves = (
         place(jnp.asarray(x), replicated(sharding))
         for x in (layout.second(moment), weight, *leaves)
@@ -143,7 +144,17 @@ def _refined(
     return jax.tree.unflatten(treedef, placed)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "sweeps"))
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _program(treedef: Any, layout: Layout, sweeps: int) -> Callable[..., Any]:
+    """The compiled function for weights of one kind, which goes when it is not used.
+
+    On a CPU a program takes hundreds of mappings of memory, of which a process may have
+    65,530: with one for every shape and codec there is soon none left.
+    """
+    del treedef
+    return jax.jit(functools.partial(_run, layout=layout, sweeps=sweeps))
+
+
 def _run(
     node: Any,
     weight: Float[Array, "*shape"],
