@@ -1,4 +1,4 @@
-"""What every step gives: EfficientNet-Lite0 at 1.5 bits, without training.
+"""What every step gives at 1.5 bits, without training.
 
 python -m experiments.compress experiments/configs/calibrated/steps.py \
     --data-dir ../shared/tfds --results experiments/results
@@ -11,7 +11,7 @@ import dataclasses
 
 import ssvq_jax as ssvq
 from experiments.configs._methods import convolutional
-from experiments.configs.calibrated._calibrated import CHOOSING, calibrated
+from experiments.configs.calibrated._calibrated import CHOOSING, NETS, calibrated
 from experiments.training.config import Calibration, Experiment
 
 CODECS = {"vq": ssvq.VQ(64, 4, codebook_dtype="int8"), "ssvq": ssvq.SSVQ(16, 8)}
@@ -27,13 +27,16 @@ STEPS = {
 
 
 def runs() -> dict[str, Experiment]:
-    """METHOD-STEP."""
+    """NETWORK-METHOD-STEP."""
     return {
-        f"{method}-{step}": _run(method, step) for method in CODECS for step in STEPS
+        f"{network}-{method}-{step}": _run(network, method, step)
+        for network in NETS
+        for method in CODECS
+        for step in STEPS
     }
 
 
-def _run(method: str, step: str) -> Experiment:
+def _run(network: str, method: str, step: str) -> Experiment:
     calibration = {
         "plain": Calibration(refine=False, batch_norm=False),
         "norms": Calibration(refine=False),
@@ -43,7 +46,7 @@ def _run(method: str, step: str) -> Experiment:
         "predicted": Calibration(bits=1.5, probe=0),
         "measured": Calibration(bits=1.5),
     }[step]
-    run = calibrated("efficientnet_lite0", method, calibration, data=CHOOSING)
+    run = calibrated(network, method, calibration, data=CHOOSING)
     if calibration.bits is not None or run.compression is None:
         return run
     codec = CODECS[method]
