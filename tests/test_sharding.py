@@ -15,6 +15,7 @@ CODECS = [
     ssvq.SSVQ(8, 8),
     ssvq.SSVQ(8, 8, learn_signs=False, codebook_dtype="int8"),
     ssvq.SSVQ(8, 8, channel_scale="float16"),
+    ssvq.SSVQ(8, 8, sign_code="hamming"),
     ssvq.VQ(8, 4),
     ssvq.Uniform(3),
     ssvq.MVQ(8, 8, (2, 4)),

@@ -38,6 +38,8 @@ class Energy:
       neighbour: An operand to the next element of the array.
       buffer: An operand from or to a buffer on the chip; of stored weights, a byte.
       negate: Conditional negation of one weight.
+      check: The sign of a weight from other signs of its block: an exclusive or, at
+        most what an addition of 8 bits takes.
       dram: One byte from or to main memory.
     """
 
@@ -46,6 +48,7 @@ class Energy:
     neighbour: float | int = _value(2 * 0.23, EYERISS)
     buffer: float | int = _value(6 * 0.23, EYERISS)
     negate: float | int = _value(0.03, HOROWITZ)
+    check: float | int = _value(0.03, HOROWITZ)
     dram: float | int = _value(8 * 8.0, LPDDR4)
 
     def __post_init__(self):

@@ -20,7 +20,8 @@ def events(
       and every weight on its way into a stationary place, half of the rows on average;
       "buffer", operands from or to SRAM: activations once per column of tiles, sums
       written and read back between the tiles of a column, outputs, bytes of stored
-      weights written and read; "negate", weights whose sign is applied.
+      weights written and read; "negate", weights whose sign is applied; "check", signs
+      computed from others.
     """
     columns = math.ceil(product.n / config.cols)
     passes = folds // (product.count * columns)
@@ -31,7 +32,7 @@ def events(
     if config.dataflow == "ws":
         neighbour += operands * config.rows // 2
         buffer += 2 * (passes - 1) * outputs
-    decoded = negated = codebook = 0
+    decoded = negated = codebook = checks = 0
     if stored is None:
         buffer += operands * uses
     else:
@@ -39,12 +40,14 @@ def events(
         if stored.blocks:
             decoded, codebook = uses * operands, stored.codebook
             negated = decoded if stored.signed else 0
+            checks = uses * stored.checks
     return {
         "mac": product.macs,
         "register": product.macs + decoded + codebook,
         "neighbour": neighbour,
         "buffer": buffer,
         "negate": negated,
+        "check": checks,
     }
 
 

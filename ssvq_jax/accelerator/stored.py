@@ -31,12 +31,14 @@ class Stored:
       codebook: Bytes of codebook and scales, read once per matrix.
       blocks: Blocks to look up; 0 where weights pass the decoder by.
       signed: Whether the decoder negates weights by a sign bit.
+      checks: Signs that are not stored: they follow from others of their block.
     """
 
     streamed: Mapping[str, int]
     codebook: int = 0
     blocks: int = 0
     signed: bool = False
+    checks: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +54,9 @@ class Stored:
         codebook = sizes.pop("codebooks", 0)
         counts = {field.name: field.count for field in entry.fields}
         blocks = counts["codes"] if "codebook" in counts else 0
-        return cls(dict(sizes), codebook, blocks, "signs" in sizes)
+        signed = "signs" in counts
+        checks = math.prod(entry.shape) - counts["signs"] if signed else 0
+        return cls(dict(sizes), codebook, blocks, signed, checks)
 
 
 def resolve(workload: Sequence[MatMul], weights: Any) -> list[Stored | None]:

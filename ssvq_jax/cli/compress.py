@@ -21,6 +21,7 @@ from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.codecs import CODECS, Codec
+from ssvq_jax.core.sign_codes import SignCode
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
 from ssvq_jax.export.names import name_leaves
@@ -47,6 +48,7 @@ def compress(
     keep: tuple[int, int] = (2, 4),
     codebook_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None,
     channel_scale: Literal["float32", "float16", "bfloat16"] | None = None,
+    sign_code: SignCode = "free",
     include: str = ".*",
     exclude: str | None = None,
     min_weights: int = 4096,
@@ -73,6 +75,9 @@ def compress(
       codebook_dtype: Dtype of stored codebooks; int8 for mvq, else float16 by default.
       channel_scale: Dtype of one scale an output channel; none by default (ssvq, vq,
         mvq).
+      sign_code: What the signs of a block may be (ssvq): any; parity, an even number of
+        minuses, (d - 1) / d bits each; hamming, words of the [8, 4] code, half a bit
+        each. The bits saved are for more codewords.
       include: Regular expression for whole names.
       exclude: Regular expression for whole names; wins over --include.
       min_weights: Fewest weights of a tensor to compress.
@@ -94,6 +99,7 @@ def compress(
         keep=keep,
         codebook_dtype=codebook_dtype,
         channel_scale=channel_scale,
+        sign_code=sign_code,
     )
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:

@@ -1,5 +1,6 @@
 """Clustering of a weight's blocks."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Int, UInt
 
-from ssvq_jax.core.blocks import AnyArray, channel_axis, grid_shape, to_blocks
+from ssvq_jax.codecs.nearest import nearest
+from ssvq_jax.core.blocks import (
+    AnyArray,
+    channel_axis,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+)
 from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
 from ssvq_jax.core.sharding import (
     compiler_sharded,
@@ -19,29 +27,38 @@ from ssvq_jax.core.sharding import (
     replicated,
     sharding_of,
 )
+from ssvq_jax.core.sign_codes import nearest_word, words
 
 _LARGE = 1 << 20  # weights
+_ROUNDS = 2  # of words, and of k-means without their signs
+_ITERATIONS = 4  # of k-means in a round
 
 
 def cluster(
     weight: Float[Array, "*shape"],
     importance: Float[Array, "*shape"] | None,
     *,
-    magnitudes: bool = False,
+    sign_code: str | None = None,
     channels: bool = False,
     codewords: int,
     block: int,
     axis: int,
     key: Key,
-) -> tuple[Float[Array, "k d"], UInt[Array, "*grid"], Float[Array, " channels"] | None]:
-    """Fit a codebook to a weight's blocks, or to those of its magnitudes.
+) -> tuple[
+    Float[Array, "k d"],
+    UInt[Array, "*grid"],
+    Float[Array, " channels"] | None,
+    Float[Array, "*shape"] | None,
+]:
+    """Fit a codebook to a weight's blocks, or to what is left of them without signs.
 
     Padded positions weigh nothing.
 
     Args:
       weight: To cut into blocks along `axis`.
       importance: Of every single weight; `None` for that of 1.
-      magnitudes: Cluster `|weight|`.
+      sign_code: `None` to cluster the weights. "free": their magnitudes. Others:
+        weights without the signs of a word, which is chosen together with the codeword.
       channels: Cluster weights in units of their output channel's root mean square,
         weighted so that what is minimised is the error of the weights all the same.
       codewords: `k`.
@@ -50,9 +67,10 @@ def cluster(
       key: Of the clustering.
 
     Returns:
-      `(codebook, codes, scale)`: float32; the smallest unsigned integers that hold `k`
-      codes, in the shape of the grid of blocks and sharded as the weight is; with
-      `channels` float32 of every channel, else `None`.
+      `(codebook, codes, scale, signs)`: float32; the smallest unsigned integers that
+      hold `k` codes, in the shape of the grid of blocks and sharded as the weight is;
+      with `channels` float32 of every channel, else `None`; with words their signs,
+      sharded like the weight, else `None`.
     """
     shape = weight.shape
     grid = grid_shape(shape, block, axis)
@@ -62,6 +80,7 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
+    magnitudes = sign_code == "free"
     traced = any(isinstance(x, Tracer) for x in (weight, importance, key))
     arrays = replicate(weight), None if importance is None else replicate(importance)
     xp: Any = jnp if traced else np
@@ -74,18 +93,67 @@ def cluster(
         points, weights, scale = jax.tree.map(jnp.asarray, cut)
 
     def fit(points, weights):
-        return fit_padded(points, weights, blocks, codewords, key=key)[:2]
+        if sign_code is None or magnitudes:
+            return fit_padded(points, weights, blocks, codewords, key=key)[:2]
+        return _fit_coded(points, weights, blocks, codewords, sign_code, key)
 
     sharding = sharding_of(weight)
     if traced:
         fit = compiler_sharded(fit, replicated(sharding))
-    codebook, codes = fit(points, weights)
+    codebook, codes, *found = fit(points, weights)
     codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
+    signs = None
+    if found:
+        parts = found[0][:blocks].reshape(*grid, block)
+        signs = place(from_blocks(parts, shape, axis), sharding)
     return (
         place(codebook, replicated(sharding)),
         place(jnp.asarray(codes), fit_sharding(sharding, grid)),
         None if scale is None else place(scale, replicated(sharding)),
+        signs,
     )
+
+
+def _fit_coded(
+    points: Float[Array, "padded d"],
+    weights: Float[Array, "padded q"],
+    count: int,
+    codewords: int,
+    sign_code: str,
+    key: Key,
+) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, "padded d"]]:
+    """Codebook, codes and words: points without their words' signs are clustered.
+
+    Then every point gets word and codeword anew, together, and so on in turn.
+    """
+    left = _without_signs(points, sign_code)
+    codebook, *_ = fit_padded(left, weights, count, codewords, key=key)
+    for _ in range(_ROUNDS):
+        _, left, _ = _chosen(points, weights, codebook, sign_code)
+        codebook, *_ = fit_padded(
+            left,
+            weights,
+            count,
+            codewords,
+            key=key,
+            iterations=_ITERATIONS,
+            start=codebook,
+        )
+    codes, _, signs = _chosen(points, weights, codebook, sign_code)
+    return codebook, codes, signs
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _without_signs(points, sign_code):
+    return points * nearest_word(points, sign_code, points.shape[1], 1)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _chosen(points, weights, codebook, sign_code):
+    importance = jnp.broadcast_to(weights, points.shape)
+    table = words(sign_code, points.shape[1])
+    codes, signs = nearest(points, codebook, table, importance=importance)
+    return codes, signs * points, signs
 
 
 def _cut(

@@ -58,20 +58,20 @@ class CodebookCodec(Codec):
         *,
         key: Key,
         axis: int,
-        magnitudes: bool = False,
-    ) -> dict[str, Any]:
-        """What `CodebookWeight` holds of a weight, or of its magnitudes."""
-        codebook, codes, channel_scale = cluster(
+        sign_code: str | None = None,
+    ) -> tuple[dict[str, Any], Float[Array, "*shape"] | None]:
+        """What `CodebookWeight` holds of a weight; signs of words: see `cluster`."""
+        codebook, codes, channel_scale, signs = cluster(
             weight,
             importance,
-            magnitudes=magnitudes,
+            sign_code=sign_code,
             channels=self.channel_scale is not None,
             codewords=self.codewords,
             block=self.block,
             axis=axis,
             key=key,
         )
-        return {
+        leaves = {
             "codec": self,
             "shape": weight.shape,
             "dtype": weight.dtype,
@@ -80,6 +80,7 @@ class CodebookCodec(Codec):
             "codes": codes,
             "channel_scale": channel_scale,
         }
+        return leaves, signs
 
     def fields(self, shape, axis):
         """Codebook, scales where there are some, `ceil(log2 k)` bits for every code."""

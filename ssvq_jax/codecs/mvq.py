@@ -76,7 +76,7 @@ class MVQ(CodebookCodec):
             mask = mask * replicate(importance)
         return MVQWeight(
             mask=pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
-            **self.clustered(weight, mask, key=key, axis=axis),
+            **self.clustered(weight, mask, key=key, axis=axis)[0],
         )
 
     def fields(self, shape, axis):

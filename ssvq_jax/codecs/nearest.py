@@ -1,10 +1,10 @@
 """Nearest codewords, and the pattern of signs or the mask that goes with each.
 
 A block of `d` weights is decoded as `f * c`: a codeword `c` times factors `f` that a
-codec draws from a table of patterns, `m` consecutive weights at a time (signs: all of
-+-1; masks: N ones of M). Codeword and factors are chosen together, for the least
-`(t - f c)^T M (t - f c)`. The metric `M` is one matrix for all blocks, or a diagonal
-for each of them.
+codec draws from a table of patterns, `m` consecutive weights at a time (signs: the
+words of a code; masks: N ones of M). Codeword and factors are chosen together, for the
+least `(t - f c)^T M (t - f c)`. The metric `M` is one matrix for all blocks, or a
+diagonal for each of them.
 """
 
 import functools
@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 _JOINT = 4096  # words times codewords that are all tried
 _ROUNDS = 3  # of codeword and factors in turn; a fourth changes hardly any
-_LARGEST_SIGN_GROUP = 4  # weights whose signs are tried in all their patterns
 _COSTS = 1 << 25  # entries of a matrix of costs, 128 MiB
 _CPU_COSTS = 1 << 20  # 4 MiB, for the second-level cache
 _FORBIDDEN = 1e30
@@ -35,13 +34,6 @@ class Choice(NamedTuple):
 
     codes: Int[Array, "*n"]
     factors: Float[Array, "*n d"] | None
-
-
-@functools.cache
-def sign_patterns(block: int) -> np.ndarray:
-    """Signs of a few consecutive weights: `(2^m, m)`; `m` divides the block."""
-    size = max(m for m in range(1, _LARGEST_SIGN_GROUP + 1) if block % m == 0)
-    return np.array(list(itertools.product((1, -1), repeat=size)), np.float32)
 
 
 @functools.cache

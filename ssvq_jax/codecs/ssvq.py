@@ -7,12 +7,21 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
-from ssvq_jax.codecs.codec import Field
-from ssvq_jax.codecs.nearest import sign_patterns
+from ssvq_jax.codecs.codec import Compressed, Field
 from ssvq_jax.core.bits import from_valid_bits, pack_blocks, unpack_bits, valid_bits
-from ssvq_jax.core.signs import sign_ste, split_signs
+from ssvq_jax.core.sharding import compiler_sharded, sharding_of
+from ssvq_jax.core.sign_codes import (
+    complete,
+    nearest_word,
+    require_sign_code,
+    stored_positions,
+    word_ste,
+    words,
+)
+from ssvq_jax.core.signs import split_signs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +34,11 @@ class SSVQ(CodebookCodec):
     `channel_scale` k-means is of the blocks in units of their output channels' scales
     `s`, and `W_q = s * C[A] * sign(L)`.
 
+    With a `sign_code` the signs of a block are the word of the code that is nearest to
+    its latents, in training, too: `W_q = C[A] * word(L)`, and the gradient of `L` is
+    that of free signs. Codewords and words are found together; entries of `C` may be
+    negative. "parity" stores `(d - 1) / d` bits a sign, "hamming" half a bit.
+
     Attributes:
       codewords: Size of the codebook, `k`, at least 2.
       block: Weights per block, `d`, at least 1.
@@ -36,6 +50,9 @@ class SSVQ(CodebookCodec):
         in: "float32", "float16" or "bfloat16". Trained in float32 like the codebook;
         at first the channel's root mean square, by importance where that is given.
         The output channel is the last axis of a kernel, the row of an embedding.
+      sign_code: What the signs of a block may be: "free", any; "parity", an even number
+        of minuses, for blocks of 2 to 12; "hamming", words of the [8, 4] code, for
+        blocks of a multiple of 8.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -55,9 +72,11 @@ class SSVQ(CodebookCodec):
     latent_scale: float = 1.0
     codebook_dtype: str = "float16"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
+    sign_code: str = dataclasses.field(default="free", kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
+        require_sign_code(self.sign_code, self.block)
         if not isinstance(self.learn_signs, bool):
             raise TypeError(
                 f"learn_signs: expected True or False, got {self.learn_signs!r}"
@@ -75,28 +94,45 @@ class SSVQ(CodebookCodec):
 
     @property
     def patterns(self):
-        """All signs."""
-        return sign_patterns(self.block)
+        """The words of the code, or all signs of a few weights."""
+        return words(self.sign_code, self.block)
 
     def encode(self, weight, *, key, importance, axis):
-        leaves = self.clustered(weight, importance, key=key, axis=axis, magnitudes=True)
-        # k-means works on centred points: means of magnitudes may round to below 0.
-        leaves["codebook"] = jnp.maximum(leaves["codebook"], 0.0)
-        node = SSVQWeight(**leaves)
-        if self.learn_signs:
-            # A buffer of its own: a step that donates it leaves the weight alone.
-            latent = jnp.array(weight, jnp.float32, copy=True)
-            if self.latent_scale != 1:
-                latent = latent * self.latent_scale
-            return node.replace(latent=latent)
-        return node.replace(signs=_pack_signs(weight, self.block, axis))
+        leaves, signs = self.clustered(
+            weight, importance, key=key, axis=axis, sign_code=self.sign_code
+        )
+        if self.sign_code == "free":
+            # k-means works on centred points: means of magnitudes may be below 0.
+            leaves["codebook"] = jnp.maximum(leaves["codebook"], 0.0)
+        minus = _pack_minus(weight if signs is None else signs, self.block, axis)
+        node = SSVQWeight(signs=minus, **leaves)
+        if not self.learn_signs:
+            return node
+        if self.sign_code != "free":
+            return node.with_latent(weight)
+        # A buffer of its own: a step that donates it leaves the weight alone.
+        latent = jnp.array(weight, jnp.float32, copy=True)
+        if self.latent_scale != 1:
+            latent = latent * self.latent_scale
+        return node.replace(latent=latent, signs=None)
 
     def fields(self, shape, axis):
-        signs = Field("signs", math.prod(shape), 1, limit=2, kind="signs")
+        others = math.prod(shape) // shape[axis]
+        stored = stored_positions(self.sign_code, self.block)
+        whole, rest = divmod(shape[axis], self.block)
+        count = others * int(whole * stored.sum() + stored[:rest].sum())
+        signs = Field("signs", count, 1, limit=2, kind="signs")
         return (*super().fields(shape, axis), signs)
 
     def restore(self, shape, dtype, axis, stored):
-        signs = from_valid_bits(stored["signs"], shape, self.block, axis)
+        signs = from_valid_bits(
+            stored["signs"],
+            shape,
+            self.block,
+            axis,
+            stored_positions(self.sign_code, self.block),
+            functools.partial(complete, code=self.sign_code),
+        )
         return SSVQWeight(signs=signs, **self.restored(shape, dtype, axis, stored))
 
 
@@ -127,17 +163,22 @@ class SSVQWeight(CodebookWeight):
     def values(self, dtype):
         magnitude = self.lookup(dtype)
         if self.latent is not None:
-            return magnitude * sign_ste(self.latent)
+            codec = self.codec
+            return magnitude * word_ste(
+                self.latent, codec.sign_code, codec.block, self.axis
+            )
         minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
         return jnp.where(minus, -magnitude, magnitude)
 
     def put(self, codes, factors):
-        signs = pack_blocks(factors < 0, self.codec.block, self.axis)
+        signs = _pack_minus(factors, self.codec.block, self.axis)
         return super().put(codes, factors).replace(latent=None, signs=signs)
 
     def like(self, node, weight):
-        if node.latent is None:
-            return self
+        return self if node.latent is None else self.with_latent(weight)
+
+    def with_latent(self, weight: Array) -> Compressed:
+        """The signs as latents, as far from changing as the weight is large."""
         minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
         magnitude = self.codec.latent_scale * jnp.abs(weight).astype(jnp.float32)
         # -0 would be a plus.
@@ -146,22 +187,34 @@ class SSVQWeight(CodebookWeight):
         return self.replace(latent=latent, signs=None)
 
     def fitted(self, name, value):
-        if name == "codebook":  # of magnitudes
+        if name == "codebook" and self.codec.sign_code == "free":  # of magnitudes
             value = jnp.maximum(value, 0.0)
         return super().fitted(name, value)
 
     def finalize(self):
         signs = self.signs
         if self.latent is not None:
-            signs = _pack_signs(self.latent, self.codec.block, self.axis)
+            codec = self.codec
+            word = _word(self.latent, codec.sign_code, codec.block, self.axis)
+            signs = _pack_minus(word, codec.block, self.axis)
         return super().finalize().replace(latent=None, signs=signs)
 
     def stored(self):
-        signs = valid_bits(self.signs, self.shape, self.codec.block, self.axis)
+        codec = self.codec
+        positions = stored_positions(codec.sign_code, codec.block)
+        signs = valid_bits(self.signs, self.shape, codec.block, self.axis, positions)
         return {**super().stored(), "signs": signs}
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _word(latent, code, block, axis):
+    find = compiler_sharded(
+        lambda latent: nearest_word(latent, code, block, axis), sharding_of(latent)
+    )
+    return find(latent)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _pack_signs(x, block, axis):
+def _pack_minus(x, block, axis):
     _, sign = split_signs(x)
     return pack_blocks(sign < 0, block, axis)

@@ -30,7 +30,7 @@ class VQ(CodebookCodec):
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
 
     def encode(self, weight, *, key, importance, axis):
-        return VQWeight(**self.clustered(weight, importance, key=key, axis=axis))
+        return VQWeight(**self.clustered(weight, importance, key=key, axis=axis)[0])
 
     def restore(self, shape, dtype, axis, stored):
         return VQWeight(**self.restored(shape, dtype, axis, stored))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -82,19 +83,47 @@ def pack_blocks(
 
 
 def valid_bits(
-    packed: Array, shape: tuple[int, ...], block: int, axis: int
+    packed: Array,
+    shape: tuple[int, ...],
+    block: int,
+    axis: int,
+    positions: Bool[np.ndarray, " d"] | bool = True,
 ) -> np.ndarray:
-    """The bits of a packed grid in its order, without those of padded positions."""
+    """The bits of a packed grid in its order, without those of padded positions.
+
+    Args:
+      packed: As `pack_blocks` gives it.
+      shape: Shape of the weight.
+      block: Bits per block.
+      axis: Non-negative axis that was cut.
+      positions: Those of a block whose bits are wanted; all by default.
+    """
     bits = np.unpackbits(np.asarray(packed), axis=-1, count=block, bitorder="little")
-    valid = np.broadcast_to(valid_positions(shape, block, axis), bits.shape)
-    return bits[valid]
+    valid = valid_positions(shape, block, axis) & positions
+    return bits[np.broadcast_to(valid, bits.shape)]
 
 
 def from_valid_bits(
-    bits: np.ndarray, shape: tuple[int, ...], block: int, axis: int
+    bits: np.ndarray,
+    shape: tuple[int, ...],
+    block: int,
+    axis: int,
+    positions: Bool[np.ndarray, " d"] | bool = True,
+    complete: Callable[[np.ndarray], np.ndarray] = lambda bits: bits,
 ) -> Array:
-    """Inverse of `valid_bits`; padded positions get 0."""
+    """Inverse of `valid_bits`; padded positions get 0.
+
+    Args:
+      bits: From `valid_bits`.
+      shape: Shape of the weight.
+      block: Bits per block.
+      axis: Non-negative axis that was cut.
+      positions: As for `valid_bits`.
+      complete: Gives blocks `(*grid, d)` the bits of the other positions.
+    """
     grid = grid_shape(shape, block, axis)
     full = np.zeros((*grid, block), np.uint8)
-    full[np.broadcast_to(valid_positions(shape, block, axis), full.shape)] = bits
+    valid = np.broadcast_to(valid_positions(shape, block, axis), full.shape)
+    full[valid & positions] = bits
+    full = complete(full) & valid
     return jnp.asarray(np.packbits(full, axis=-1, bitorder="little"))

@@ -38,6 +38,7 @@ def test_events_of_small_products():
         # Inputs for 3 columns, sums between 2 tiles, outputs, stored weights in, out.
         "buffer": 10 * 32 * 3 + 2 * 240 + 240 + 2 * codes,
         "negate": 32 * 24,
+        "check": 0,
     }
     config = acc.Config(dataflow="os", rows=4, cols=8)
     outputs = acc.simulate([product], config, codec).layers[0]
@@ -47,7 +48,21 @@ def test_events_of_small_products():
         "neighbour": 2 * macs,
         "buffer": 10 * 32 * 3 + 240 + (1 + 3) * codes,
         "negate": 3 * 32 * 24,
+        "check": 0,
     }
+
+
+def test_signs_that_follow_are_not_fetched_but_computed():
+    product = acc.MatMul("a", 10, 32, 24, weights="a")
+    free, coded = (
+        acc.simulate([product], acc.Config(), ssvq.SSVQ(4, 8, sign_code=code))
+        for code in ("free", "hamming")
+    )
+    fetched = [x.layers[0].events["buffer"] for x in (free, coded)]
+    assert fetched[0] - fetched[1] == 2 * 32 * 24 // 2 // 8
+    assert coded.layers[0].events["check"] == 32 * 24 // 2
+    energy = coded.energy_by_component["check"]
+    assert energy == pytest.approx(0.03 * 32 * 24 / 2)
 
 
 def test_vector_unit_and_what_is_left_out():

@@ -22,6 +22,8 @@ CODECS = [
     ssvq.MVQ(4, 8, (2, 4)),
     ssvq.MVQ(5, 3, (1, 3), channel_scale="bfloat16"),
     ssvq.Uniform(3),
+    ssvq.SSVQ(4, 8, sign_code="hamming"),
+    ssvq.SSVQ(5, 3, sign_code="parity", channel_scale="float16"),
 ]
 by_name = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
 

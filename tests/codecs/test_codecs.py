@@ -27,6 +27,8 @@ CODECS = [
     ssvq.SSVQ(4, 3, channel_scale="float16"),
     ssvq.VQ(3, 5, codebook_dtype="int8", channel_scale="bfloat16"),
     ssvq.MVQ(3, 6, (1, 3), channel_scale="float32"),
+    ssvq.SSVQ(4, 8, sign_code="hamming"),
+    ssvq.SSVQ(5, 3, learn_signs=False, sign_code="parity"),
 ]
 # Every codec on a plain and an awkward shape, every shape with every kind of codec.
 PAIRS = [(codec, *SHAPES[i]) for codec in CODECS for i in (0, 1)] + [

@@ -76,10 +76,16 @@ def decode(options, shape, axis, payload):
         positions.append([p for p in range(d) if first + p < shape[axis]])
     factors = [[1.0] * d for _ in blocks]
     if options["name"] == "SSVQ":
-        signs = iter(fields.integers(math.prod(shape), 1))
+        code = options.get("sign_code", "free")
+        stored = [p for p in range(d) if is_stored(p, d, code)]
+        count = sum(p in stored for valid in positions for p in valid)
+        signs = iter(fields.integers(count, 1))
         for row, valid in zip(factors, positions, strict=True):
+            bits = {p: next(signs) for p in valid if p in stored}
             for p in valid:
-                row[p] = -1.0 if next(signs) else 1.0
+                if p not in stored:
+                    bits[p] = sum(bits[q] for q in sources(p, d, code)) % 2
+                row[p] = -1.0 if bits[p] else 1.0
     elif options["name"] == "MVQ":
         read_masks(options["keep"], factors, positions, fields)
     else:
@@ -95,6 +101,21 @@ def decode(options, shape, axis, payload):
                 value = rounded(value * scale, "F32")
             weights[flat(place, shape)] = value * row[p] if row[p] else 0.0
     return weights
+
+
+def is_stored(position, block, code):
+    if code == "parity":
+        return position < block - 1
+    return code == "free" or position % 8 < 4
+
+
+def sources(position, block, code):
+    """The positions whose bits add up to one that is not stored."""
+    if code == "parity":
+        return range(block - 1)
+    first, last = divmod(position, 8)
+    checks = {4: (0, 1, 2), 5: (0, 1, 3), 6: (0, 2, 3), 7: (1, 2, 3)}
+    return [8 * first + i for i in checks[last]]
 
 
 def channel_axis(shape, axis):

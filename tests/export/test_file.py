@@ -29,6 +29,7 @@ CODECS = [
     ssvq.MVQ(3, 6, (1, 3), codebook_dtype="float16"),
     ssvq.SSVQ(4, 8, codebook_dtype="int8", channel_scale="float16"),
     ssvq.VQ(3, 5, channel_scale="bfloat16"),
+    ssvq.SSVQ(4, 8, sign_code="parity"),
     ssvq.MVQ(4, 8, (2, 4), channel_scale="float32"),
 ]
 

@@ -13,7 +13,7 @@ from ssvq_jax.export import container
 from tests.export import reader
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FILES = ("example1", "example2", "example3", "codecs", "channels")
+FILES = ("example1", "example2", "example3", "codecs", "channels", "signs")
 
 
 def _golden(name):
@@ -37,7 +37,7 @@ def test_the_independent_reader_decodes_to_the_same_bits(name):
         _equal_bits(ssvq.decode(file[parameter]), expected)
 
 
-@pytest.mark.parametrize("name", ["codecs", "channels"])
+@pytest.mark.parametrize("name", ["codecs", "channels", "signs"])
 def test_golden_files_decode_to_what_they_did(name):
     expected = load_file(GOLDEN / f"{name}.decoded.safetensors")
     file = ssvq.load(_golden(name), lazy=True)

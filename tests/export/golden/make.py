@@ -41,6 +41,12 @@ CHANNELS = {
     "vq int8": ssvq.VQ(3, 5, codebook_dtype="int8", channel_scale="float32"),
     "mvq": ssvq.MVQ(4, 8, (2, 4), channel_scale="float16"),
 }
+SIGNS = {
+    "parity": ssvq.SSVQ(4, 8, sign_code="parity"),
+    "parity of 3": ssvq.SSVQ(5, 3, codebook_dtype="int8", sign_code="parity"),
+    "hamming": ssvq.SSVQ(8, 8, sign_code="hamming"),
+    "hamming of 16": ssvq.SSVQ(2, 16, channel_scale="float16", sign_code="hamming"),
+}
 WEIGHTS = {  # shape, dtype, axis
     "dense": ((27, 13), "float32", 0),
     "conv": ((3, 3, 5, 24), "bfloat16", 2),
@@ -117,11 +123,12 @@ def codecs():
     return tree
 
 
-def channels():
+def later(codecs):
+    """Codecs with options that came after the first files."""
     rng = np.random.default_rng(1)
     weights = {**WEIGHTS, "attention": ((12, 2, 9), "float32", 0)}
     tree = {}
-    for number, (name, codec) in enumerate(CHANNELS.items()):
+    for number, (name, codec) in enumerate(codecs.items()):
         tree[name] = {}
         for weight, (shape, dtype, axis) in weights.items():
             values = jnp.asarray(rng.laplace(size=shape), jnp.dtype(dtype))
@@ -135,7 +142,8 @@ if __name__ == "__main__":
     ssvq.save(folder / "example1.ssvq.safetensors", example1())
     ssvq.save(folder / "example2.ssvq.safetensors", example2(), alignment=16)
     ssvq.save(folder / "example3.ssvq.safetensors", example3())
-    for name, tree in (("codecs", codecs()), ("channels", channels())):
+    trees = {"codecs": codecs(), "channels": later(CHANNELS), "signs": later(SIGNS)}
+    for name, tree in trees.items():
         path = folder / f"{name}.ssvq.safetensors"
         ssvq.save(path, tree, metadata={"note": "version 1"})
         file = ssvq.load(path, lazy=True)
