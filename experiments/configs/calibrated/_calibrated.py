@@ -53,6 +53,18 @@ CANDIDATES = {
         ),
         *_FINE,
     ),
+    "coded": (
+        *(
+            ssvq.SSVQ(codewords, 8, sign_code="hamming", **_SCALED)
+            for codewords in (16, 64, 256)
+        ),
+        *(
+            ssvq.SSVQ(codewords, block, sign_code="parity", **_SCALED)
+            for codewords, block in ((32, 8), (128, 8), (32, 4), (128, 4))
+        ),
+        *(ssvq.SSVQ(codewords, 2, **_SCALED) for codewords in (16, 64)),
+        *_FINE,
+    ),
 }  # fmt: skip
 """Codecs by method; `allocate` chooses one for every kernel."""
 
