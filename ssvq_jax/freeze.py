@@ -77,6 +77,10 @@ def freeze_signs(
     `(momentum * 2^16)^-2`, which is 2e-6 for 0.01 and 2e-4 for 0.001, after 16,000
     updates, and 1e-9 and 1e-7 in the first 500.
 
+    With a `sign_code` (see `SSVQ`) it is the latents' own signs, too, that are counted
+    and freeze. The word of a block follows from all its latents, and stays once these
+    are all frozen.
+
     Leaves that are not sign latents pass through untouched. Which leaves are latents
     is told from the `Compressed` nodes of the parameters (see `label_tree`).
 

@@ -217,6 +217,27 @@ def test_a_negative_threshold_freezes_signs_that_never_flipped(rng, key):
     assert jnp.all(state.frozen["a"].latent)
 
 
+@pytest.mark.parametrize("code", ["parity", "hamming"])
+def test_words_of_frozen_latents_stay(code, rng, key):
+    weight = rng.normal(size=(16, 12)).astype(np.float32)
+    node = ssvq.encode(ssvq.SSVQ(4, 8, sign_code=code), weight, key=key)
+    params, static = ssvq.partition({"a": node})
+    tx = ssvq.freeze_signs(interval=2, threshold=lambda t: 0.5 - t)
+    state, latents, decoded = tx.init(params), [], []
+    for _ in range(4):
+        noise = jnp.asarray(rng.normal(size=node.shape), jnp.float32)
+        updates = jax.tree.map(jnp.zeros_like, params)
+        updates["a"] = updates["a"].replace(latent=noise)
+        updates, state = tx.update(updates, state, params)
+        params = optax.apply_updates(params, updates)
+        latents.append(params["a"].latent)
+        decoded.append(ssvq.decode(ssvq.combine(params, static))["a"])
+    assert not np.array_equal(decoded[0], decoded[1])
+    for i in (2, 3):  # all froze at the second update
+        np.testing.assert_array_equal(latents[i], latents[1])
+        np.testing.assert_array_equal(decoded[i], decoded[1])
+
+
 def test_trees_without_signs_pass_through(rng):
     params = {"w": jnp.ones((3, 2))}
     tx = ssvq.freeze_signs(interval=1, threshold=0.0)
