@@ -45,6 +45,7 @@ TITLES = {
     "fixed": "SSVQ, fixed signs",
     "learned": "SSVQ, learned signs",
     "frozen": "SSVQ, learned + frozen",
+    "coded": "SSVQ, coded signs",
 }
 """Methods, and what tables call them."""
 SIGNED = ("fixed", "learned", "frozen")

@@ -18,7 +18,7 @@ DATA = Data(
     train="validation[:700]",
     test="validation[700:]",
 )
-_TASK = Classification(augmentation=Augmentation(scale=(0.35, 1.0), flip=True))
+TASK = Classification(augmentation=Augmentation(scale=(0.35, 1.0), flip=True))
 NETS = {
     "efficientnet_lite0": "../shared/models/efficientnet_lite0.safetensors",
     "mobilenet_v2_100_unfolded": "runs/mobilenet_v2_100_unfolded.safetensors",
@@ -56,7 +56,7 @@ def matching(
     signed = name.startswith("ssvq")
     rate, second = rates
     return Experiment(
-        task=_TASK,
+        task=TASK,
         network=NETWORKS[network],
         data=data,
         optimization=Optimization(

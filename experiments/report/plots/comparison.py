@@ -26,7 +26,7 @@ def pareto(load: Load) -> Figure:
     few, more = load("cifar10/bits"), load("cifar10/three_bits")
     sources = {bits: more if bits > 2 else few for bits in BITS}
     figure, (tuned, before) = panels(2, 4.5)
-    for method in _METHODS:
+    for method in filter(lambda method: any(method in at(x) for x in BITS), _METHODS):
         own = [
             (run, sources[bits]["float"])
             for bits in BITS
@@ -79,27 +79,29 @@ def curves(load: Load) -> Figure:
 
 def few_images(load: Load) -> Figure:
     """Test accuracy against the bits of the compressed weights, for each network."""
-    return _by_network(load("few_images/bits"))
+    return _by_network(load("few_images/bits"), ("uniform", "vq", "mvq", "ssvq"))
 
 
 def calibrated(load: Load) -> Figure:
     """The same without training."""
-    return _by_network(load("calibrated/bits"), {"ssvq": "SSVQ"})
+    return _by_network(
+        load("calibrated/bits"),
+        ("uniform", "vq", "mvq", "ssvq", "coded"),
+        {"ssvq": "SSVQ, free signs"},
+    )
 
 
 def allocation(load: Load) -> Figure:
     """Bits a weight of every kernel of EfficientNet-Lite0, in order."""
     runs = load("calibrated/bits")
     figure, axes = panels(2)
-    for axis, method in zip(axes, ("vq", "ssvq"), strict=True):
+    for axis, method in zip(axes, ("vq", "coded"), strict=True):
         run = runs[f"efficientnet_lite0-{method}-1.5"]
         layers = sorted(run["layers"], key=lambda layer: _depth(layer[0]))
         bits = [bits / weights for _, _, weights, bits in layers]
         share = [weights for _, _, weights, _ in layers]
         ends = np.cumsum(share) / sum(share)
-        axis.bar(
-            range(len(bits)), bits, color=_COLORS[run.method], label=method.upper()
-        )
+        axis.bar(range(len(bits)), bits, color=_COLORS[run.method], label=run.title)
         axis.plot(
             range(len(bits)), 10 * ends, color="0.4", label="weights so far, tenths"
         )
@@ -118,11 +120,13 @@ def _depth(path: str) -> tuple[int, ...]:
 
 
 def _by_network(
-    runs: Results, titles: Mapping[str, str] = MappingProxyType({})
+    runs: Results,
+    methods: Sequence[str],
+    titles: Mapping[str, str] = MappingProxyType({}),
 ) -> Figure:
     figure, axes = panels(len(NETWORKS))
     for axis, (network, name) in zip(axes, NETWORKS.items(), strict=True):
-        for method in ("uniform", "vq", "mvq", "ssvq"):
+        for method in methods:
             own = runs.like(f"{network}-{method}")
             axis.errorbar(
                 [run.bits for run in own],
