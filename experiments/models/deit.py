@@ -48,6 +48,7 @@ CONFIGS = {
     ),
     "deit_tiny_cifar10": DeiTConfig(size=32, patch=8),
     "deit_96_cifar10": DeiTConfig(width=96, depth=6, size=32, patch=8),
+    "deit_64_cifar10": DeiTConfig(width=64, depth=6, heads=2, size=32, patch=8),
 }
 """By the names of the networks."""
 _EPSILON = 1e-6

@@ -1,0 +1,1 @@
+"""A task that fills a small network: CIFAR-100."""
