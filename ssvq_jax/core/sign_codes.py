@@ -144,21 +144,25 @@ def _parity(parts: Array, place: int) -> Array:
 
 
 def _hamming(parts: Array, place: int) -> Array:
+    """Whether signs are minus in the word of the largest sum.
+
+    Unrolled: one loop over all groups, without a matrix of sums.
+    """
     table = words("hamming", 8)
-    sums = jnp.tensordot(
-        jnp.asarray(table, parts.dtype),
-        parts,
-        axes=([1], [place]),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    rows = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 0)
-    largest = jnp.max(sums, axis=0, keepdims=True)
-    best = jnp.min(jnp.where(sums == largest, rows, len(table) - 1), axis=0)
-    # Bit `p` of the mask of a position says whether it is minus in word `p`.
+    values = [jax.lax.index_in_dim(parts, j, place) for j in range(8)]
+    sums = [
+        sum(x if sign > 0 else -x for x, sign in zip(values, word, strict=True))
+        for word in table
+    ]
+    largest, best = sums[0], jnp.zeros(sums[0].shape, jnp.int32)
+    for i, value in enumerate(sums[1:], start=1):
+        is_larger = value > largest
+        largest, best = jnp.maximum(largest, value), jnp.where(is_larger, i, best)
+    # Bit `i` of the mask of a position says whether it is minus in word `i`.
     masks = ((table < 0).T * (1 << np.arange(len(table)))).sum(axis=1)
     masks = masks.astype(np.int32).reshape((8,) + (1,) * (parts.ndim - place - 1))
-    best = jnp.expand_dims(best, place)
-    return (jnp.right_shift(masks.reshape((1,) * place + masks.shape), best) & 1) == 1
+    masks = masks.reshape((1,) * place + masks.shape)
+    return (jnp.right_shift(masks, best) & 1) == 1
 
 
 def _signs(bits: np.ndarray, code: str) -> np.ndarray:
