@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.results import Run
+from experiments.report.results import Missing, Run
 from experiments.tasks.task import half_width
 
 
@@ -63,8 +63,14 @@ def mean(runs: Sequence[Run], *names: str) -> float:
 
 
 def best(runs: Sequence[Run], metric: str) -> Run:
-    """The run of the largest validation metric; the first of equal ones."""
+    """The run of the largest validation metric; the first of equal ones.
+
+    Raises:
+      Missing: All have diverged.
+    """
     kept = [run for run in runs if run.diverged is None]
+    if not kept:
+        raise Missing(f"all have diverged: {', '.join(run.place for run in runs)}")
     return max(kept, key=lambda run: run["validation"][metric])
 
 

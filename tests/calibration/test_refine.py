@@ -14,6 +14,7 @@ import ssvq_jax.linen
 import ssvq_jax.nnx
 from ssvq_jax.calibration import Moment, Role
 from ssvq_jax.calibration.layout import Layout
+from ssvq_jax.core.sign_codes import nearest_word
 
 module = importlib.import_module("ssvq_jax.calibration.refine")
 
@@ -147,6 +148,18 @@ def test_steps_that_training_took_below_zero(params, x, key):
     second = x.T @ x
     refined = ssvq.refine({"w": node}, params, {"w": moment(second)})
     assert quadratic(refined, params, second) < 0.7 * quadratic(tree, params, second)
+
+
+@pytest.mark.parametrize("code", ["parity", "hamming"])
+def test_signs_of_a_code_stay_words(code, params, x, key):
+    rules = [ssvq.Rule("w", ssvq.SSVQ(4, 8, sign_code=code))]
+    plain = ssvq.compress(params, rules, key=key)
+    refined = ssvq.refine(plain, params, {"w": moment(x.T @ x)})
+    latent = refined["w"].latent
+    word = nearest_word(latent, code, 8, 0)
+    np.testing.assert_array_equal(word, jnp.where(latent < 0, -1.0, 1.0))
+    second = x.T @ x
+    assert quadratic(refined, params, second) < 0.7 * quadratic(plain, params, second)
 
 
 def test_compress_with_moments(params, x, key):

@@ -15,6 +15,7 @@ CODECS = [
     ssvq.SSVQ(16, 8),
     ssvq.SSVQ(5, 3),
     ssvq.SSVQ(64, 12, codebook_dtype="int8"),
+    ssvq.SSVQ(16, 8, sign_code="hamming"),
     ssvq.SSVQ(2, 1),
     ssvq.VQ(30, 7),
     ssvq.MVQ(16, 8, keep=(2, 4)),
