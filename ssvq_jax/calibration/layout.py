@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from ssvq_jax.calibration.found import Role
-from ssvq_jax.calibration.moments import Moment
+from ssvq_jax.calibration.moments import Moment, split_axes
 from ssvq_jax.codecs import Compressed
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
@@ -199,25 +199,9 @@ class Layout:
 
     def _parts(self, shape: Sequence[int]) -> tuple[list[int], list[list[int]]]:
         """The shape with groups as axes of their own, and which axes are what."""
-        counts = iter(self.groups)
-        split: list[int] = []
-        groups: list[int] = []
-        inputs: list[int] = []
-        outputs: list[int] = []
-        last: list[int] = []
-        for axis, (role, size) in enumerate(zip(self.roles, shape, strict=True)):
-            if role == Role.GROUPED:
-                count = next(counts)
-                groups.append(len(split))
-                outputs.append(len(split) + 1)
-                split += [count, size // count]
-                continue
-            if role == Role.GROUP:
-                next(counts)
-                groups.append(len(split))
-            elif role == Role.OUTPUT:
-                outputs.append(len(split))
-            else:
-                (last if axis == self.axis else inputs).append(len(split))
-            split.append(size)
-        return split, [groups, inputs + last, outputs]
+        split, parts = split_axes(shape, self.roles, self.groups)
+        inputs = parts[Role.INPUT]
+        if self.along_inputs:  # its axis is the last
+            before = self.roles[: self.axis].count(Role.GROUPED)
+            inputs.append(inputs.pop(inputs.index(self.axis + before)))
+        return split, [parts[Role.GROUP], inputs, parts[Role.OUTPUT]]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -134,20 +134,7 @@ class Moment:
         roles = [Role(int(role)) for role in np.asarray(self.roles)]
         if len(roles) != len(shape):
             raise ValueError(f"expected a weight of {len(roles)} axes, got {shape}")
-        groups = iter(self.mean.shape[:-1])
-        split: list[int] = []
-        parts: dict[Role, list[int]] = {Role.GROUP: [], Role.INPUT: [], Role.OUTPUT: []}
-        for role, size in zip(roles, shape, strict=True):
-            if role == Role.GROUPED:
-                count = next(groups, 1)
-                parts[Role.GROUP].append(len(split))
-                parts[Role.OUTPUT].append(len(split) + 1)
-                split += [count, size // count]
-                continue
-            if role == Role.GROUP:
-                next(groups, 1)
-            parts[role].append(len(split))
-            split.append(size)
+        split, parts = split_axes(shape, roles, self.mean.shape[:-1])
         sizes = [split[i] for i in parts[Role.GROUP]]
         sizes.append(math.prod(split[i] for i in parts[Role.INPUT]))
         # Groups that do not divide their axis lose a rest of it.
@@ -158,6 +145,33 @@ class Moment:
             )
         order = [i for part in parts.values() for i in part]
         return split, order, [int(i) for i in np.argsort(order)]
+
+
+def split_axes(
+    shape: Sequence[int], roles: Sequence[Role], groups: Sequence[int]
+) -> tuple[list[int], dict[Role, list[int]]]:
+    """The shape with groups as axes of their own, and which of its axes are what.
+
+    Args:
+      shape: Of a weight.
+      roles: Of its axes.
+      groups: How many every axis has that has some, in the order of the axes.
+    """
+    counts = iter(groups)
+    split: list[int] = []
+    parts: dict[Role, list[int]] = {Role.GROUP: [], Role.INPUT: [], Role.OUTPUT: []}
+    for role, size in zip(roles, shape, strict=True):
+        if role == Role.GROUPED:
+            count = next(counts, 1)
+            parts[Role.GROUP].append(len(split))
+            parts[Role.OUTPUT].append(len(split) + 1)
+            split += [count, size // count]
+            continue
+        if role == Role.GROUP:
+            next(counts, 1)
+        parts[role].append(len(split))
+        split.append(size)
+    return split, parts
 
 
 @jax.tree_util.register_pytree_with_keys_class
