@@ -63,23 +63,14 @@ class Walk(NamedTuple):
         lower = jax.lax.linalg.cholesky(second[:, ::-1, ::-1])
         upper = lower[:, ::-1, ::-1]
         corner = _corners(upper, steps)
-        inverse = jax.lax.linalg.triangular_solve(
-            corner, _identities(corner), left_side=True, lower=False
-        )
+        inverse = _inverse_of_upper(corner)
         first = Pass(
             jnp.matmul(_columns(upper, steps), inverse, precision=EXACT),
             real * jnp.matmul(corner, jnp.swapaxes(corner, 2, 3), precision=EXACT),
         )
         corner = _corners(second, steps)
-        half = jax.lax.linalg.triangular_solve(
-            jax.lax.linalg.cholesky(corner),
-            _identities(corner),
-            left_side=True,
-            lower=True,
-        )
-        inverse = jnp.matmul(jnp.swapaxes(half, 2, 3), half, precision=EXACT)
         sweep = Pass(
-            jnp.matmul(_columns(second, steps), inverse, precision=EXACT),
+            jnp.matmul(_columns(second, steps), _inverse(corner), precision=EXACT),
             real * corner,
         )
         return cls(order, first, sweep)
@@ -161,5 +152,39 @@ def _columns(x, steps):
     return jnp.where(own[:, None, :, None], 0.0, columns)
 
 
-def _identities(x):
-    return jnp.broadcast_to(jnp.eye(x.shape[-1]), x.shape)
+# Small inverses are loops of our own: LAPACK's batches wait for threads of the pool
+# that runs them, and two at a time wait for each other where it has two threads.
+
+
+def _inverse_of_upper(matrix: Float[Array, "*n s s"]) -> Float[Array, "*n s s"]:
+    """Inverses of upper triangular matrices, row by row from the last."""
+    size = matrix.shape[-1]
+    unit = jnp.eye(size)
+
+    def row(i, inverse):
+        at = size - 1 - i
+        line = jax.lax.dynamic_index_in_dim(matrix, at, -2, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(line, at, -1)
+        known = jnp.sum(line[..., None] * inverse, axis=-2)
+        new = (jnp.broadcast_to(unit[at], known.shape) - known) / pivot
+        return jax.lax.dynamic_update_index_in_dim(inverse, new, at, inverse.ndim - 2)
+
+    return jax.lax.fori_loop(0, size, row, jnp.zeros_like(matrix))
+
+
+def _inverse(matrix: Float[Array, "*n s s"]) -> Float[Array, "*n s s"]:
+    """Inverses of positive definite matrices, by Gauss and Jordan in place."""
+
+    def eliminate(at, x):
+        row = jax.lax.dynamic_index_in_dim(x, at, -2)
+        column = jax.lax.dynamic_index_in_dim(x, at, -1)
+        pivot = jax.lax.dynamic_index_in_dim(row, at, -1)
+        rest = x - column * row / pivot
+        rest = jax.lax.dynamic_update_slice_in_dim(rest, row / pivot, at, x.ndim - 2)
+        rest = jax.lax.dynamic_update_slice_in_dim(
+            rest, -column / pivot, at, x.ndim - 1
+        )
+        corner = [0] * (x.ndim - 2) + [at, at]
+        return jax.lax.dynamic_update_slice(rest, 1 / pivot, corner)
+
+    return jax.lax.fori_loop(0, matrix.shape[-1], eliminate, matrix)
