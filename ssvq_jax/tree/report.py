@@ -215,7 +215,7 @@ def table(
                 title,
                 justify="right" if column > 2 else "left",
                 overflow="fold",
-                no_wrap=column > 0,
+                no_wrap=column not in (0, 2),
             )
     for row in rows:
         shown.add_row(*(row[column] for column in columns))

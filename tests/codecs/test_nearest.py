@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ssvq_jax.codecs import nearest as module
-from ssvq_jax.codecs.nearest import mask_patterns, sign_patterns
+from ssvq_jax.codecs.nearest import mask_patterns
+from ssvq_jax.core.sign_codes import words
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
 SIZES = [(40, 8, 16), (23, 7, 5), (17, 1, 4), (1, 6, 1)]  # n, d, k
@@ -71,7 +72,7 @@ def test_without_patterns_the_nearest_codeword(count, block, codewords, rng):
 def test_signs(joint, count, block, codewords, rng, monkeypatch):
     monkeypatch.setattr(module, "_JOINT", joint)
     targets, codebook = data(rng, count, block, codewords)
-    patterns = sign_patterns(block)
+    patterns = words("free", block)
     assert (
         block % patterns.shape[1] == 0 and patterns.shape[0] == 2 ** patterns.shape[1]
     )
@@ -105,7 +106,7 @@ def test_masks(joint, keep, block, rng, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "patterns", [sign_patterns(8), sign_patterns(2), mask_patterns(2, 4)]
+    "patterns", [words("free", 8), words("free", 2), mask_patterns(2, 4)]
 )
 def test_where_there_are_few_all_factors_are_tried(patterns, rng):
     size = patterns.shape[1]
@@ -148,7 +149,7 @@ def test_after_many_rounds_nothing_alone_is_better(rng, monkeypatch):
     monkeypatch.setattr(module, "_JOINT", 0)
     targets, codebook = data(rng, 200, 8, 16)
     form = {"metric": metric_of(rng, 8)}
-    choice = nearest(targets, codebook, sign_patterns(8), **form)
+    choice = nearest(targets, codebook, words("free", 8), **form)
     codes, factors = np.asarray(choice.codes), np.asarray(choice.factors)
     found = cost(targets, factors * codebook[codes], **form)
     for i in range(8):
@@ -174,7 +175,7 @@ def test_ones_of_masks_are_on_weights_first(joint, valid, rng, monkeypatch):
         np.testing.assert_array_equal(kept, min(2, valid))
 
 
-@pytest.mark.parametrize("patterns", [None, sign_patterns(8), mask_patterns(2, 4)])
+@pytest.mark.parametrize("patterns", [None, words("free", 8), mask_patterns(2, 4)])
 def test_in_chunks_the_same(patterns, rng, monkeypatch):
     targets, codebook = data(rng, 50, 8, 16)
     columns = {"valid": np.broadcast_to(np.arange(8) < 7, (50, 8))}

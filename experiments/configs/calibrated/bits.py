@@ -26,7 +26,7 @@ def runs() -> dict[str, Experiment]:
             network, method, Calibration(bits=bits)
         )
         for network in NETS
-        for method in ("vq", "ssvq", "coded", "mvq", "uniform")
+        for method in ("vq", "coded", "mvq", "uniform")
         for bits in BITS
         if bits >= LEAST.get(method, 0)
     }

@@ -1,7 +1,6 @@
 """Plots of the comparison between methods."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +85,7 @@ def calibrated(load: Load) -> Figure:
     """The same without training."""
     return _by_network(
         load("calibrated/bits"),
-        ("uniform", "vq", "mvq", "ssvq", "coded"),
-        {"ssvq": "SSVQ, free signs"},
+        ("uniform", "vq", "mvq", "coded"),
     )
 
 
@@ -122,7 +120,6 @@ def _depth(path: str) -> tuple[int, ...]:
 def _by_network(
     runs: Results,
     methods: Sequence[str],
-    titles: Mapping[str, str] = MappingProxyType({}),
 ) -> Figure:
     figure, axes = panels(len(NETWORKS))
     for axis, (network, name) in zip(axes, NETWORKS.items(), strict=True):
@@ -135,7 +132,7 @@ def _by_network(
                 color=_COLORS[own[0].method],
                 marker="o",
                 capsize=3,
-                label=titles.get(method, own[0].title),
+                label=own[0].title,
             )
         axis.set(xlabel="bits per compressed weight")
         axis.set(ylabel=f"top-1 of {len(own[0].each)} images, %", title=name)
