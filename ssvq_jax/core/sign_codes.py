@@ -154,7 +154,7 @@ def _hamming(parts: Array, place: int) -> Array:
         sum(x if sign > 0 else -x for x, sign in zip(values, word, strict=True))
         for word in table
     ]
-    largest, best = sums[0], jnp.zeros(sums[0].shape, jnp.int32)
+    largest, best = sums[0], jnp.zeros(jnp.shape(sums[0]), jnp.int32)
     for i, value in enumerate(sums[1:], start=1):
         is_larger = value > largest
         largest, best = jnp.maximum(largest, value), jnp.where(is_larger, i, best)

@@ -135,6 +135,7 @@ def _by_network(
                 label=own[0].title,
             )
         axis.set(xlabel="bits per compressed weight")
-        axis.set(ylabel=f"top-1 of {len(own[0].each)} images, %", title=name)
+        images = len(next(iter(runs.values())).each)
+        axis.set(ylabel=f"top-1 of {images} images, %", title=name)
     legend(*axes)
     return figure
