@@ -18,23 +18,23 @@ class Changes:
     def __init__(self, params: Any):
         self._signs, self._codes = signs(params), _codes(params)
 
-    def shares(self, params: Any, state: Any) -> dict[str, float]:
+    def shares(self, state: Any) -> dict[str, float]:
         """Shares of the signs flipped and frozen, and of the codes moved, if there are.
 
         Args:
-          params: Parameters now.
-          state: The optimizer's.
+          state: That of the program now.
         """
         found = {}
         total = sum(x.size for x in self._signs)
         if total:
-            found["flipped"] = _different(self._signs, signs(params))
-            states = jax.tree.leaves(state, is_leaf=_is_freezing)
+            found["flipped"] = _different(self._signs, signs(state.params))
+            states = jax.tree.leaves(state.optimizer, is_leaf=_is_freezing)
             masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
             if masks:
                 found["frozen"] = sum(int(mask.sum()) for mask in masks) / total
-        moved = _different(self._codes, _codes(params))
-        return found | ({"moved": moved} if moved else {})
+        if state.targets:
+            found["moved"] = _different(self._codes, _codes(state.params))
+        return found
 
 
 def signs(tree: Any) -> list[jax.Array]:

@@ -253,7 +253,7 @@ class _Run:
             if step % self.execution.log_every == 0 or epoch_ends:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
-                    values |= changes.shares(state.params, state.optimizer)
+                    values |= changes.shares(state)
                     held_out = self._rows(state, "validation")
                     values |= self.judge.score(held_out, "validation")
                     self._tell(step, values)

@@ -142,24 +142,24 @@ class _Form:
 
     def codes(self, codebook, factors):
         """The best codeword of every block for its factors."""
+        return _argmin(self._costs(codebook, factors))
+
+    def _costs(self, codebook, factors):
+        """Of every codeword for the factors of every block, `(k, n)`."""
         linear = self.linear if factors is None else factors * self.linear
         if factors is None and self.metric is not None:
             squares = jnp.sum(_dot(codebook, self.metric) * codebook, axis=1)[:, None]
         else:
             ones = jnp.ones_like(self.linear) if factors is None else factors
             squares = _dot(self._products(codebook), self._weighted(ones).T)
-        return _argmin(squares - 2 * _dot(codebook, linear.T))
+        return squares - 2 * _dot(codebook, linear.T)
 
     def joint(self, codebook, words):
         """The best of all words times all codewords: `word * k + code`."""
         table = jnp.asarray(words)[:, None] * codebook[None]
         table = table.reshape(-1, codebook.shape[1])
-        if self.metric is not None:
-            squares = jnp.sum(_dot(table, self.metric) * table, axis=1)[:, None]
-        else:
-            squares = _dot(self._products(table), self.importance.T)
-        costs = squares - 2 * _dot(table, self.linear.T)
         forbidden = self._forbidden(words, slice(None))
+        costs = self._costs(table, None)
         costs = costs.reshape(len(words), codebook.shape[0], -1) + forbidden[:, None]
         return _argmin(costs.reshape(table.shape[0], -1))
 

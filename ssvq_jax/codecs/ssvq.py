@@ -104,17 +104,15 @@ class SSVQ(CodebookCodec):
         if self.sign_code == "free":
             # k-means works on centred points: means of magnitudes may be below 0.
             leaves["codebook"] = jnp.maximum(leaves["codebook"], 0.0)
+        if self.learn_signs and self.sign_code == "free":
+            # A buffer of its own: a step that donates it leaves the weight alone.
+            latent = jnp.array(weight, jnp.float32, copy=True)
+            if self.latent_scale != 1:
+                latent = latent * self.latent_scale
+            return SSVQWeight(latent=latent, **leaves)
         minus = _pack_minus(weight if signs is None else signs, self.block, axis)
         node = SSVQWeight(signs=minus, **leaves)
-        if not self.learn_signs:
-            return node
-        if self.sign_code != "free":
-            return node.with_latent(weight)
-        # A buffer of its own: a step that donates it leaves the weight alone.
-        latent = jnp.array(weight, jnp.float32, copy=True)
-        if self.latent_scale != 1:
-            latent = latent * self.latent_scale
-        return node.replace(latent=latent, signs=None)
+        return node.with_latent(weight) if self.learn_signs else node
 
     def fields(self, shape, axis):
         others = math.prod(shape) // shape[axis]

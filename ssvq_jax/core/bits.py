@@ -87,7 +87,7 @@ def valid_bits(
     shape: tuple[int, ...],
     block: int,
     axis: int,
-    positions: Bool[np.ndarray, " d"] | bool = True,
+    positions: Bool[np.ndarray, " d"],
 ) -> np.ndarray:
     """The bits of a packed grid in its order, without those of padded positions.
 
@@ -96,7 +96,7 @@ def valid_bits(
       shape: Shape of the weight.
       block: Bits per block.
       axis: Non-negative axis that was cut.
-      positions: Those of a block whose bits are wanted; all by default.
+      positions: Those of a block whose bits are wanted.
     """
     bits = np.unpackbits(np.asarray(packed), axis=-1, count=block, bitorder="little")
     valid = valid_positions(shape, block, axis) & positions
@@ -108,8 +108,8 @@ def from_valid_bits(
     shape: tuple[int, ...],
     block: int,
     axis: int,
-    positions: Bool[np.ndarray, " d"] | bool = True,
-    complete: Callable[[np.ndarray], np.ndarray] = lambda bits: bits,
+    positions: Bool[np.ndarray, " d"],
+    complete: Callable[[np.ndarray], np.ndarray],
 ) -> Array:
     """Inverse of `valid_bits`; padded positions get 0.
 

@@ -15,15 +15,9 @@ from experiments.configs.calibrated._calibrated import CHOOSING, NETS, calibrate
 from experiments.training.config import Calibration, Experiment
 
 CODECS = {"vq": ssvq.VQ(64, 4, codebook_dtype="int8"), "ssvq": ssvq.SSVQ(16, 8)}
-STEPS = {
-    "plain": "k-means of the weights",
-    "norms": "+ batch norms taken anew",
-    "scales": "+ a scale for every output channel",
-    "importance": "+ importance by the inputs' second moments",
-    "feedback": "+ error feedback, sweeps, least squares",
-    "predicted": "+ bits by predicted errors",
-    "measured": "or bits by measured divergence",
-}
+STEPS = (
+    "plain", "norms", "scales", "importance", "feedback", "predicted", "measured",
+)  # fmt: skip
 
 
 def runs() -> dict[str, Experiment]:

@@ -21,12 +21,8 @@ from experiments.training.config import (
 )
 
 METHODS = ("vq", "coded")
-VARIANTS = {
-    "logits": "outputs matched, all trained",
-    "held": "the classifier held",
-    "features": "+ features matched",
-    "moving": "+ codes chosen anew",
-}
+VARIANTS = ("logits", "held", "features", "moving")
+"""Outputs matched; the classifier held, too; features matched, too; codes that move."""
 _RATES = (1e-4, 3e-4)
 
 

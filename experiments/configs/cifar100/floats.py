@@ -7,18 +7,20 @@ Half an hour to an hour each on 2 CPU cores.
 """
 
 from experiments.configs.cifar10._cifar10 import TASK
-from experiments.configs.cifar100._cifar100 import CIFAR100, NETS
-from experiments.training.config import Experiment, Optimization
+from experiments.models.zoo import NETWORKS
+from experiments.training.config import Data, Experiment, Optimization
+
+CIFAR100 = Data(name="cifar100", train="train[:45000]", validation="train[45000:]")
 
 
 def runs() -> dict[str, Experiment]:
     """WIDTH."""
     return {
-        name: Experiment(
+        width: Experiment(
             task=TASK,
-            network=network,
+            network=NETWORKS[f"deit_{width}_cifar10"].with_classes(100),
             data=CIFAR100,
             optimization=Optimization(epochs=60, beta2=0.98),
         )
-        for name, network in NETS.items()
+        for width in ("96", "64")
     }
