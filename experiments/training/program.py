@@ -96,7 +96,11 @@ class Program:
             calibrated = compression is not None and compression.calibration is not None
             # Codes that are not the nearest to the weights would move back to these.
             weights = ssvq.decode(params) if calibrated else self.params
-            targets = reassignment.targets(params, weights)
+            targets = {
+                path: target
+                for path, target in reassignment.targets(params, weights).items()
+                if not self._is_held(path)
+            }
         return State(
             step=jnp.zeros((), jnp.int32),
             trainable=trainable,
@@ -110,16 +114,20 @@ class Program:
         """What is trained, and what is not; see `ssvq_jax.partition`."""
         held = self.experiment.optimization.held
         named, treedef = flatten(params, is_compressed)
-        if held is not None and not any(re.fullmatch(held, path) for path in named):
+        if held is not None and not any(map(self._is_held, named)):
             raise SystemExit(f"held: {held} matches no parameter, such as {min(named)}")
         halves = [
             (jax.tree.map(lambda _: None, leaf), leaf)
-            if held is not None and re.fullmatch(held, path)
+            if self._is_held(path)
             else ssvq.partition(leaf)
             for path, leaf in named.items()
         ]
         first, second = zip(*halves, strict=True)
         return treedef.unflatten(first), treedef.unflatten(second)
+
+    def _is_held(self, path: str) -> bool:
+        held = self.experiment.optimization.held
+        return held is not None and re.fullmatch(held, path) is not None
 
     def reassigned(self, state: State) -> State:
         """The state with codes chosen anew."""

@@ -82,6 +82,14 @@ def test_a_run_with_all_of_it_and_its_continuation(tmp_path, monkeypatch):
         after["blocks.0.mlp.fc1.bias"], before["blocks.0.mlp.fc1.bias"]
     )
     assert not np.array_equal(after["cls_token"], before["cls_token"])
+    model = tiny.NETWORK.build(nnx.Rngs(1))
+    start = ssvq.decode(ssvq.finalize(Program(experiment, model, 20).compressed()))
+    for name, kept in (("mlp.fc1", True), ("attn.qkv", False)):
+        part, layer = name.split(".")
+        same = np.array_equal(
+            after[f"blocks.0.{name}.kernel"], start["blocks"][0][part][layer]["kernel"]
+        )
+        assert same == kept, name
     # Stopped after its checkpoint, and taken up: codes and what they are chosen for.
     reassigned = Program.reassigned
 
