@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
-from ssvq_jax.core.lloyd import find_units, lloyd, normalize, padded_count
+from ssvq_jax.core.lloyd import lloyd, padded_count
+from ssvq_jax.core.units import find_units, normalize
 
 ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
