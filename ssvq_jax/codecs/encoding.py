@@ -24,7 +24,8 @@ def encode(
       weight: Floating array with at least one axis.
       key: JAX random key for the clustering; the same key gives the same bytes.
       importance: Non-negative weights of the squared error of every single weight,
-        same shape as `weight`: a Fisher or Hessian diagonal, for example.
+        same shape as `weight`: a Fisher or Hessian diagonal, for example. If it is 0
+        everywhere, all weights count the same.
       axis: The axis to cut into blocks, the one that the product contracts. `None`
         takes that of a Flax kernel of this shape: see `contracted_axis`.
 

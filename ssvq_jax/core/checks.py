@@ -50,7 +50,7 @@ def require_nonnegative(name: str, x: Array) -> None:
 def checked_importance(
     importance: ArrayLike | None, shape: tuple[int, ...]
 ) -> Float[Array, "*shape"] | None:
-    """Importance as float32.
+    """Importance as float32; 1 everywhere where all of it is 0.
 
     Raises:
       ValueError: Not the shape of its weight; concrete values that are negative or not
@@ -64,7 +64,9 @@ def checked_importance(
             f"importance: expected the weight's shape {shape}, got {importance.shape}"
         )
     require_nonnegative("importance", importance)
-    return importance.astype(jnp.float32)
+    importance = importance.astype(jnp.float32)
+    # What no input ever reached counts all the same: its weights are not free.
+    return jnp.where(jnp.any(importance > 0), importance, 1.0)
 
 
 def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -236,3 +236,17 @@ def test_x64_changes_nothing():
         with jax.enable_x64(True):
             wide = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
         chex.assert_trees_all_equal_dtypes(plain, wide)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [ssvq.SSVQ(4, 4), ssvq.VQ(4, 4), ssvq.MVQ(4, 4, (2, 4)), ssvq.Uniform(2)],
+    ids=str,
+)
+def test_importance_of_zero_everywhere_is_that_of_one(codec, key):
+    weight = normal((16, 12))
+    zero, one = (
+        ssvq.decode(ssvq.encode(codec, weight, key=key, importance=importance))
+        for importance in (jnp.zeros_like(weight), jnp.ones_like(weight))
+    )
+    chex.assert_trees_all_equal(zero, one)
