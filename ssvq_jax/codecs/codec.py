@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.codecs.nearest import Choice
+from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
 from ssvq_jax.core.checks import checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
@@ -149,7 +150,7 @@ class Compressed(abc.ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         Compressed.classes[cls.__name__] = cls
-        serialization.register_serialization_state(cls, _state_dict, _from_state_dict)
+        serialization.register_serialization_state(cls, state_dict, from_state_dict)
 
     def decode(self, dtype: Any = None) -> Num[Array, "*shape"]:
         """The weight, of the original shape and dtype or another; differentiable.
@@ -302,25 +303,6 @@ class Compressed(abc.ABC):
                 if actual[1:] == shape:
                     hint = "; apply jax.vmap to a stack of compressed weights"
                 raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
-
-
-def _state_dict(node: Compressed) -> dict[str, Any]:
-    """A node's leaves by name, as `flax.serialization` has it."""
-    return {
-        name: serialization.to_state_dict(leaf) for name, leaf in node.leaves().items()
-    }
-
-
-def _from_state_dict(node: Compressed, state: dict[str, Any]) -> Compressed:
-    leaves = node.leaves()
-    if leaves.keys() != state.keys():
-        raise ValueError(f"expected {', '.join(leaves)}, got {', '.join(state)}")
-    return node.replace(
-        **{
-            name: serialization.from_state_dict(leaf, state[name], name=name)
-            for name, leaf in leaves.items()
-        }
-    )
 
 
 @functools.partial(jax.jit, static_argnums=1)  # one program, not one per operation
