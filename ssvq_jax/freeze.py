@@ -116,14 +116,14 @@ def freeze_signs(
     """
     interval = _checked_interval(interval)
     if not callable(threshold):
-        threshold = _number("threshold", threshold)
-        if not isinstance(threshold, Tracer) and not threshold >= 0:
+        number = threshold = _number("threshold", threshold)
+        if not isinstance(number, Tracer) and not number >= 0:
             raise ValueError(
                 f"threshold: expected a number of at least 0, or a schedule, "
                 f"got {threshold!r}"
             )
-    momentum = _number("momentum", momentum)
-    if not isinstance(momentum, Tracer) and not 0 < momentum <= 1:
+    rate = _number("momentum", momentum)
+    if not isinstance(rate, Tracer) and not 0 < rate <= 1:
         raise ValueError(f"momentum: expected above 0 and at most 1, got {momentum}")
     if decide not in ("majority", "average"):
         raise ValueError(f"decide: expected 'majority' or 'average', got {decide!r}")
@@ -160,14 +160,14 @@ def freeze_signs(
             moved = jnp.where(frozen, latent, latent + proposal.astype(latent.dtype))
             plus = moved >= 0
             flipped = plus != (latent >= 0)
-            frequency = jnp.where(flipped, momentum, 0.0) + (1 - momentum) * frequency
+            frequency = jnp.where(flipped, rate, 0.0) + (1 - rate) * frequency
             if majority:
                 votes = votes + jnp.where(plus, 1, -1)
             else:  # a moving average of the sign, in units of 1 / _AVERAGE
-                sign = jnp.where(plus, momentum, -momentum) * _AVERAGE
-                votes = jnp.round(
-                    sign + (1 - momentum) * votes.astype(jnp.float32)
-                ).astype(jnp.int32)
+                sign = jnp.where(plus, rate, -rate) * _AVERAGE
+                votes = jnp.round(sign + (1 - rate) * votes.astype(jnp.float32)).astype(
+                    jnp.int32
+                )
             freezing = due & ~frozen & (_quantize(frequency, split) > limit)
             # The smallest magnitude that `latent + (new - latent)` keeps the sign of.
             limits = jnp.finfo(latent.dtype)
