@@ -94,6 +94,8 @@ def compress(
       seed: Of the clustering; the same seed gives the same bytes.
       json: Print the report as JSON.
     """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"--seed: expected an integer of 64 bits, got {seed}")
     codec = _codec(
         method,
         codewords=codewords,
@@ -107,6 +109,8 @@ def compress(
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:
         raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
+    if not checkpoint:
+        raise ValueError(f"{source}: expected tensors, got a file without any")
     # All that can be refused is refused here, before hours of clustering.
     check_target(source, out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
@@ -179,7 +183,7 @@ def compress(
 
 def _digest(values: np.ndarray) -> bytes:
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.blake2b(data.data, digest_size=16).digest()
 
 
 def _brief(report: Report) -> Report:
