@@ -10,6 +10,7 @@ from safetensors import safe_open
 from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
+from ssvq_jax.export.kinds import require_safetensors
 from ssvq_jax.export.names import original_name
 from ssvq_jax.tree import decode
 
@@ -33,6 +34,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.packed: PackedFile | None = None
+        with naming(self.path):
+            require_safetensors(self.path)
         with naming(self.path, _FOREIGN):
             self._file = safe_open(self.path, "np")
             self.metadata = self._file.metadata() or {}

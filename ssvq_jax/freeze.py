@@ -1,12 +1,15 @@
 """Progressive freezing of the signs, as an optax transform."""
 
 import operator
-from typing import Any, Literal, NamedTuple
+import warnings
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ssvq_jax.tree.paths import flatten
@@ -55,9 +58,9 @@ class _Step(NamedTuple):
 
 def freeze_signs(
     *,
-    interval: int,
-    threshold: float | optax.Schedule,
-    momentum: float = 0.01,
+    interval: SupportsIndex,
+    threshold: ArrayLike | optax.Schedule,
+    momentum: ArrayLike = 0.01,
     decide: Literal["majority", "average"] = "majority",
 ) -> optax.GradientTransformationExtraArgs:
     """Freeze, step by step, the signs that keep flipping.
@@ -82,7 +85,9 @@ def freeze_signs(
     are all frozen.
 
     Leaves that are not sign latents pass through untouched. Which leaves are latents
-    is told from the `Compressed` nodes of the parameters (see `label_tree`).
+    is told from the `Compressed` nodes of the parameters (see `label_tree`); where
+    there are none it warns. Under `optax.inject_hyperparams` `interval` and `decide`
+    are static arguments.
 
     Args:
       interval: Updates between two freezings, `F`; 500 in the paper.
@@ -109,22 +114,23 @@ def freeze_signs(
     References:
       Li et al., "SSVQ", ICCV 2025, arXiv 2503.08668.
     """
-    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-        raise ValueError(f"interval: expected an integer of 1 or more, got {interval}")
+    interval = _checked_interval(interval)
     if not callable(threshold):
-        is_number = isinstance(threshold, int | float) and threshold >= 0
-        if not is_number:
+        number = threshold = _number("threshold", threshold)
+        if not isinstance(number, Tracer) and not number >= 0:
             raise ValueError(
                 f"threshold: expected a number of at least 0, or a schedule, "
                 f"got {threshold!r}"
             )
-    if not 0 < momentum <= 1:
+    rate = _number("momentum", momentum)
+    if not isinstance(rate, Tracer) and not 0 < rate <= 1:
         raise ValueError(f"momentum: expected above 0 and at most 1, got {momentum}")
     if decide not in ("majority", "average"):
         raise ValueError(f"decide: expected 'majority' or 'average', got {decide!r}")
     majority = decide == "majority"
 
     def init(params):
+        _require_latents(params)
         split = _split(jnp.zeros((), jnp.int32), majority)
         nothing = _pack(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), split)
         packed = jax.tree.map(
@@ -154,12 +160,14 @@ def freeze_signs(
             moved = jnp.where(frozen, latent, latent + proposal.astype(latent.dtype))
             plus = moved >= 0
             flipped = plus != (latent >= 0)
-            frequency = jnp.where(flipped, momentum, 0.0) + (1 - momentum) * frequency
+            frequency = jnp.where(flipped, rate, 0.0) + (1 - rate) * frequency
             if majority:
                 votes = votes + jnp.where(plus, 1, -1)
             else:  # a moving average of the sign, in units of 1 / _AVERAGE
-                sign = jnp.where(plus, momentum, -momentum) * _AVERAGE
-                votes = jnp.round(sign + (1 - momentum) * votes).astype(jnp.int32)
+                sign = jnp.where(plus, rate, -rate) * _AVERAGE
+                votes = jnp.round(sign + (1 - rate) * votes.astype(jnp.float32)).astype(
+                    jnp.int32
+                )
             freezing = due & ~frozen & (_quantize(frequency, split) > limit)
             # The smallest magnitude that `latent + (new - latent)` keeps the sign of.
             limits = jnp.finfo(latent.dtype)
@@ -184,6 +192,52 @@ def freeze_signs(
         return updates, FreezeSignsState(t, split, packed)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _checked_interval(interval: Any) -> int:
+    """An integer of at least 1, also one of NumPy's."""
+    expected = "interval: expected an integer of 1 or more"
+    if isinstance(interval, Tracer):
+        raise TypeError(
+            f"{expected}, got {interval}; under optax.inject_hyperparams name it in "
+            "static_args"
+        )
+    try:
+        number = operator.index(interval)
+    except TypeError:
+        number = 0
+    if isinstance(interval, bool) or number < 1:
+        raise ValueError(f"{expected}, got {interval!r}")
+    return number
+
+
+def _number(name: str, value: Any) -> Any:
+    """A Python float, or float32 of a traced number."""
+    if isinstance(value, Tracer):
+        return value.astype(jnp.float32)
+    try:
+        if np.ndim(value) == 0 and not isinstance(value, str | bool):
+            return float(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected a number, got {value!r}")
+
+
+def _require_latents(params: Any) -> None:
+    """Raise `ValueError` for a flattened tree; warn where there are no latents."""
+    labels = jax.tree.leaves(label_tree(params))
+    if not labels or "sign" in labels:
+        return
+    if jax.tree.structure(params).num_nodes == 1:
+        raise ValueError(
+            f"freeze_signs: expected a tree with compressed nodes, got one array of "
+            f"shape {jnp.shape(params)}; chain it behind optax.flatten, not inside"
+        )
+    warnings.warn(
+        f"freeze_signs: no sign latents among {len(labels)} parameters: it freezes "
+        "nothing",
+        stacklevel=3,
+    )
 
 
 def _split(t: Array, majority: bool) -> Array:

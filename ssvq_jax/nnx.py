@@ -30,7 +30,8 @@ class CompressedModule(nnx.Module):
     parameters that were not compressed in their places in `module`, the codebooks and
     latents in `compressed`. So `nnx.grad` and `nnx.Optimizer(..., wrt=nnx.Param)` work
     as for any module, as do `nnx.split`, `nnx.merge` and plain `jax.jit` and
-    `jax.grad`. Batch statistics and random states are updated as in the module itself.
+    `jax.grad`. Batch statistics and random states are updated as in the module itself,
+    and what it sows is in `module`.
 
     For other methods than `__call__`, decode first: `model.decode().encode(x)`.
 
@@ -60,6 +61,8 @@ class CompressedModule(nnx.Module):
 
     def __init__(self, module: nnx.Module, params: Any):
         graphdef, own, rest = nnx.split(module, nnx.Param, ...)
+        # Buffers of its own: a step that donates them leaves the module alone.
+        rest = jax.tree.map(jnp.copy, rest)
         boxes, treedef = flatten(own, _is_variable)
         given, _ = flatten(params, is_compressed)
         _require_same_parameters(boxes, given)
@@ -71,7 +74,9 @@ class CompressedModule(nnx.Module):
             if path in fixed:
                 boxes[path] = Decoded(None, parameter=kind)
             else:
-                boxes[path] = jax.tree.unflatten(kind, [jnp.asarray(given[path])])
+                boxes[path] = jax.tree.unflatten(
+                    kind, [jnp.array(given[path], copy=True)]
+                )
         own = jax.tree.unflatten(treedef, boxes.values())
         self.module = nnx.clone(nnx.merge(graphdef, own, rest))
         # Optimizers of NNX see mappings in place of nodes: `label_tree` reads the name.
@@ -89,7 +94,14 @@ class CompressedModule(nnx.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Decode the parameters and call the module."""
-        return self._decoded()(*args, **kwargs)
+        module = self._decoded()
+        output = module(*args, **kwargs)
+        known = dict(nnx.to_flat_state(nnx.state(self.module)))
+        found = nnx.to_flat_state(nnx.state(module))
+        sown = [(path, value) for path, value in found if path not in known]
+        if sown:  # variables that the call made; others are shared
+            nnx.update(self.module, nnx.from_flat_state(sown))
+        return output
 
     def decode(self) -> Any:
         """A module like the original one, with the decoded parameters."""

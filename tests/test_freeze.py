@@ -241,7 +241,9 @@ def test_words_of_frozen_latents_stay(code, rng, key):
 def test_trees_without_signs_pass_through(rng):
     params = {"w": jnp.ones((3, 2))}
     tx = ssvq.freeze_signs(interval=1, threshold=0.0)
-    updates, state = tx.update({"w": jnp.full((3, 2), 2.0)}, tx.init(params), params)
+    with pytest.warns(UserWarning, match="no sign latents among 1 parameters"):
+        state = tx.init(params)
+    updates, state = tx.update({"w": jnp.full((3, 2), 2.0)}, state, params)
     chex.assert_trees_all_equal(updates, {"w": jnp.full((3, 2), 2.0)})
     assert state.step == 1
 
@@ -293,3 +295,37 @@ def test_trees_that_are_not_the_optimizers(rng, key):
         ValueError, match=r"a/latent.*\(16, 13\).*\(16, 12\) in the optimizer"
     ):
         tx.update(wider, state, wider)
+
+
+def test_numbers_of_other_libraries_and_injected(rng, key):
+    params = _trainable(rng, key)
+    flips = jax.tree.map(lambda x: -2 * x, params)
+    tx = optax.inject_hyperparams(
+        ssvq.freeze_signs, static_args=("interval", "decide")
+    )(interval=np.int64(1), threshold=0.001)
+    state = tx.init(params)
+    _, state = jax.jit(tx.update)(flips, state, params)
+    assert np.asarray(state.inner_state.frozen["a"].latent).all()
+    state.hyperparams["threshold"] = jnp.float32(1.0)
+    _, state = tx.update(
+        flips, tx.init(params)._replace(hyperparams=state.hyperparams), params
+    )
+    assert not np.asarray(state.inner_state.frozen["a"].latent).any()
+
+
+@pytest.mark.parametrize("decide", ["majority", "average"])
+def test_strict_promotion(decide, rng, key):
+    params = ssvq.partition({"a": _node(rng, key)})[0]
+    tx = ssvq.freeze_signs(
+        interval=1, threshold=np.float64(0.0), momentum=np.float64(0.5), decide=decide
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        flips = jax.tree.map(lambda x: -2 * x, params)
+        _, state = tx.update(flips, tx.init(params), params)
+    assert np.asarray(state.frozen["a"].latent).all()
+
+
+def test_flattened_trees_are_refused(rng, key):
+    tx = ssvq.freeze_signs(interval=1, threshold=0.0)
+    with pytest.raises(ValueError, match=r"got one array of shape"):
+        optax.flatten(tx).init(_trainable(rng, key))

@@ -224,3 +224,35 @@ def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
     decoded = compressed.decode()
     assert decoded.kernel.get_metadata() == model.kernel.get_metadata()
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(compressed, x), decoded(x))
+
+
+def test_donated_buffers_are_not_those_of_the_float_module(key):
+    module = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+    model = ssvq.nnx.CompressedModule(module, nnx.state(module, nnx.Param))
+    graphdef, state = nnx.split(model)
+    jax.block_until_ready(
+        jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    )
+    leaves = jax.tree.leaves(nnx.state(module))
+    assert leaves and not any(leaf.is_deleted() for leaf in leaves)
+
+
+class _Sowing(nnx.Module):
+    def __init__(self):
+        self.gate = nnx.Linear(32, 32, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        y = self.gate(x)
+        self.sow(nnx.Intermediate, "balance", jnp.mean(y**2))
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:Using .Module.sow:DeprecationWarning")
+def test_sown_values_are_kept(key):
+    rules = [ssvq.Rule(".*kernel", ssvq.SSVQ())]
+    model = ssvq.nnx.compress(_Sowing(), rules, key=key)
+    x = jnp.ones((2, 32))
+    outputs = [model(x * scale) for scale in (1.0, 2.0)]
+    sown = jax.tree.leaves(nnx.pop(model, nnx.Intermediate))
+    np.testing.assert_allclose(sown, [jnp.mean(y**2) for y in outputs], rtol=1e-6)
+    assert jax.tree.leaves(nnx.state(model, nnx.Intermediate)) == []

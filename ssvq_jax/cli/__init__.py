@@ -1,6 +1,9 @@
 """The command `ssvq`: packed files for people without a Flax model at hand."""
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 
 import tyro
 from rich.console import Console
@@ -20,11 +23,34 @@ def main() -> None:
     for command in (compress, info, decode, verify, diff, simulate):
         app.command(command)
     try:
-        status = app.cli(prog="ssvq", description=__doc__)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        with _ended_by_signals():
+            status = app.cli(prog="ssvq", description=__doc__)
+    # RuntimeError: a platform that JAX does not have, memory of a device.
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         message = Text.assemble(("error: ", "bold red"), printable(str(error)))
         Console(stderr=True).print(message, soft_wrap=True)
         status = 2
     except KeyboardInterrupt:
         status = 130  # as shells have it
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process as errors do: temporary files are removed.
+
+    What ignores them, such as `nohup`, goes on to.
+    """
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)  # as shells have it
+
+    numbers = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    changed = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json as json_text
 import math
 import pathlib
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.text import Text
@@ -62,7 +64,8 @@ def compress(
 
     Compressed is what --include matches and --exclude does not, is float32, float16 or
     bfloat16, has at least two axes longer than 1 and --min-weights weights, and gets
-    smaller by it. The rest is kept as it is; `ssvq info` lists all of it.
+    smaller by it. Tensors that are equal are compressed once and stay equal, stored
+    under each name. The rest is kept as it is; `ssvq info` lists all of it.
 
     Args:
       source: Checkpoint, *.safetensors.
@@ -91,6 +94,8 @@ def compress(
       seed: Of the clustering; the same seed gives the same bytes.
       json: Print the report as JSON.
     """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"--seed: expected an integer of 64 bits, got {seed}")
     codec = _codec(
         method,
         codewords=codewords,
@@ -104,6 +109,8 @@ def compress(
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:
         raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
+    if not checkpoint:
+        raise ValueError(f"{source}: expected tensors, got a file without any")
     # All that can be refused is refused here, before hours of clustering.
     check_target(source, out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
@@ -111,6 +118,8 @@ def compress(
     chosen = _choose(checkpoint, include, exclude)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
     rows: list[Row] = []
+    compressed: dict[str, Row] = {}
+    tied: dict[tuple[Any, ...], str] = {}
     kept: dict[str, str] = {}
     key, original_size = jax.random.key(seed), source.stat().st_size
     with progress(json) as bar:
@@ -121,13 +130,22 @@ def compress(
             original = 8 * dtype.itemsize * size
             fits = name in chosen and size >= min_weights
             if fits and _gains(codec, shape, dtype, axis, original):
-                weight = {name: jnp.asarray(checkpoint[name])}
+                values = checkpoint[name]
+                # Tied tensors, equal under two names, stay equal.
+                content = (axis, str(dtype), shape, _digest(values))
+                first = tied.setdefault(content, name)
+                if first in compressed:
+                    leaves[name] = leaves[first]
+                    rows.append(dataclasses.replace(compressed[first], path=name))
+                    continue
+                weight = {name: jnp.asarray(values)}
                 rule = tree.Rule(re.escape(name), codec, axis=axis)
                 own = None if moments is None or name not in moments else moments
                 try:
                     node = calibration.compress(weight, [rule], key=key, moments=own)
                     node = tree.finalize(node)
-                    rows.extend(tree.report(node, weight).rows)
+                    (compressed[name],) = tree.report(node, weight).rows
+                    rows.append(compressed[name])
                     leaves.update(node)
                     continue
                 except ValueError as error:  # NaN, or out of range for the codebook
@@ -161,6 +179,11 @@ def compress(
     for reason in kept.values():
         console.print(Text(f"Kept as it is: {printable(reason)}", "yellow"))
     return 0
+
+
+def _digest(values: np.ndarray) -> bytes:
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(data.data, digest_size=16).digest()
 
 
 def _brief(report: Report) -> Report:

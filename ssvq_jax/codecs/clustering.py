@@ -84,8 +84,10 @@ def cluster(
     traced = any(isinstance(x, Tracer) for x in (weight, importance, key))
     arrays = replicate(weight), None if importance is None else replicate(importance)
     xp: Any = jnp if traced else np
-    # A program for every shape takes longer to compile than small weights to cut.
-    if traced or (weight.size > _LARGE and sharding_of(weight) is None):
+    # A program for every shape takes longer to compile than small weights to cut, and
+    # sums over channels in an order that depends on the number of threads.
+    large = weight.size > _LARGE and not channels
+    if traced or (large and sharding_of(weight) is None):
         points, weights, scale = _points(*arrays, block, axis, magnitudes, channels)
     else:
         arrays = (None if x is None else np.asarray(x) for x in arrays)

@@ -16,10 +16,12 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.codecs.nearest import Choice
+from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
 from ssvq_jax.core.checks import checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
@@ -148,6 +150,7 @@ class Compressed(abc.ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         Compressed.classes[cls.__name__] = cls
+        serialization.register_serialization_state(cls, state_dict, from_state_dict)
 
     def decode(self, dtype: Any = None) -> Num[Array, "*shape"]:
         """The weight, of the original shape and dtype or another; differentiable.

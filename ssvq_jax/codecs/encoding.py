@@ -5,7 +5,13 @@ from jax.typing import ArrayLike
 
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES, Codec, Compressed
 from ssvq_jax.core.blocks import contracted_axis
-from ssvq_jax.core.checks import checked_importance, require_finite, require_floating
+from ssvq_jax.core.checks import (
+    checked_importance,
+    native,
+    require_finite,
+    require_floating,
+    require_representable,
+)
 from ssvq_jax.core.kmeans import Key
 
 
@@ -24,7 +30,8 @@ def encode(
       weight: Floating array with at least one axis.
       key: JAX random key for the clustering; the same key gives the same bytes.
       importance: Non-negative weights of the squared error of every single weight,
-        same shape as `weight`: a Fisher or Hessian diagonal, for example.
+        same shape as `weight`: a Fisher or Hessian diagonal, for example. If it is 0
+        everywhere, all weights count the same.
       axis: The axis to cut into blocks, the one that the product contracts. `None`
         takes that of a Flax kernel of this shape: see `contracted_axis`.
 
@@ -33,7 +40,8 @@ def encode(
 
     Raises:
       TypeError: A weight that is not of 16, 32 or 64 bits of floating point.
-      ValueError: An empty, scalar, NaN or infinite weight; importance that is
+      ValueError: An empty, scalar, NaN or infinite weight, or one of which all is below
+        float32's normal numbers; importance that is
         negative or of another shape; an axis out of range; more codewords than
         blocks.
 
@@ -44,7 +52,7 @@ def encode(
       >>> node.codes.shape, node.bits / weight.size
       ((8, 32), 2.5)
     """
-    weight = jnp.asarray(weight)
+    weight = jnp.asarray(native(weight))
     require_floating("weight", weight)
     if weight.dtype.name not in WEIGHT_DTYPES:
         raise TypeError(
@@ -56,6 +64,7 @@ def encode(
             f"{weight.shape}"
         )
     require_finite("weight", weight)
+    require_representable("weight", weight)
     if axis is None:
         axis = contracted_axis(weight.shape)
     elif not -weight.ndim <= axis < weight.ndim:

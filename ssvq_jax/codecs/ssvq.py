@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
 from ssvq_jax.codecs.codec import Compressed, Field
 from ssvq_jax.core.bits import from_valid_bits, pack_blocks, unpack_bits, valid_bits
+from ssvq_jax.core.checks import require_finite
 from ssvq_jax.core.sharding import compiler_sharded, sharding_of
 from ssvq_jax.core.sign_codes import (
     complete,
@@ -192,6 +193,7 @@ class SSVQWeight(CodebookWeight):
     def finalize(self):
         signs = self.signs
         if self.latent is not None:
+            require_finite("latent", self.latent)
             codec = self.codec
             word = _word(self.latent, codec.sign_code, codec.block, self.axis)
             signs = _pack_minus(word, codec.block, self.axis)

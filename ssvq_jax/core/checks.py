@@ -40,6 +40,30 @@ def _is_on_host(x: Any) -> bool:
     return x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
 
 
+def require_representable(name: str, x: Array) -> None:
+    """Raise `ValueError` if all of a concrete `x` is below float32's normal numbers.
+
+    XLA takes those for 0.
+    """
+    if isinstance(x, Tracer):
+        return
+    xp: Any = np if _is_on_host(x) else jnp
+    largest = float(xp.max(xp.abs(xp.asarray(x))))
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    if 0 < largest < tiny:
+        raise ValueError(
+            f"{name}: its largest magnitude, {largest:g}, is below {tiny:g}, float32's "
+            "smallest normal number; scale it up"
+        )
+
+
+def native(x: ArrayLike) -> ArrayLike:
+    """NumPy arrays in the machine's byte order, which is the only one JAX has."""
+    if isinstance(x, np.ndarray):
+        return x.astype(x.dtype.newbyteorder("="), copy=False)
+    return x
+
+
 def require_nonnegative(name: str, x: Array) -> None:
     """Raise `ValueError` if a concrete `x` is not finite and non-negative."""
     require_finite(name, x)
@@ -50,7 +74,7 @@ def require_nonnegative(name: str, x: Array) -> None:
 def checked_importance(
     importance: ArrayLike | None, shape: tuple[int, ...]
 ) -> Float[Array, "*shape"] | None:
-    """Importance as float32.
+    """Importance as float32; 1 everywhere where all of it is 0.
 
     Raises:
       ValueError: Not the shape of its weight; concrete values that are negative or not
@@ -58,13 +82,15 @@ def checked_importance(
     """
     if importance is None:
         return None
-    importance = jnp.asarray(importance)
+    importance = jnp.asarray(native(importance))
     if importance.shape != shape:
         raise ValueError(
             f"importance: expected the weight's shape {shape}, got {importance.shape}"
         )
     require_nonnegative("importance", importance)
-    return importance.astype(jnp.float32)
+    importance = importance.astype(jnp.float32)
+    # What no input ever reached counts all the same: its weights are not free.
+    return jnp.where(jnp.any(importance > 0), importance, 1.0)
 
 
 def require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -9,8 +9,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from ssvq_jax.core.blocks import AnyArray
-from ssvq_jax.core.checks import require_finite, require_floating, require_nonnegative
-from ssvq_jax.core.lloyd import find_units, lloyd, normalize, padded_count
+from ssvq_jax.core.checks import (
+    native,
+    require_finite,
+    require_floating,
+    require_nonnegative,
+)
+from ssvq_jax.core.lloyd import lloyd, padded_count
+from ssvq_jax.core.units import find_units, normalize
 
 ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
@@ -66,7 +72,7 @@ def fit_codebook(
       Lloyd, "Least squares quantization in PCM", 1982. Arthur and Vassilvitskii,
       "k-means++: The Advantages of Careful Seeding", 2007.
     """
-    points = jnp.asarray(points)
+    points = jnp.asarray(native(points))
     require_floating("points", points)
     if points.ndim != 2 or points.size == 0:
         raise ValueError(
@@ -82,7 +88,7 @@ def fit_codebook(
     require_finite("points", points)
 
     if importance is not None:
-        importance = jnp.asarray(importance)
+        importance = jnp.asarray(native(importance))
         if importance.shape not in ((count,), (count, dim)):
             raise ValueError(
                 f"importance: expected shape {(count,)} or {(count, dim)}, "

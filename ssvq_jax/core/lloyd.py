@@ -11,8 +11,7 @@ no fixed order: there the sums are a product with the one-hot matrix of the code
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,19 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ssvq_jax.core.lookup import sum_by_code
+from ssvq_jax.core.units import (
+    FAR,
+    SMALL_CHUNK,
+    Units,
+    find_units,
+    normalize,
+    over_chunks,
+)
 
 CHUNK = 32768  # points; a few MiB, for the second-level cache
-_SMALL_CHUNK = 8192  # where there is one chunk, and for passes beside the iterations
 _SCORES = 1 << 25  # of a chunk in the product form, 128 MiB
 _UNROLLED_OPERATIONS = 384  # per tile, about; more take long to compile
 _MAX_UNROLLED_COORDINATES = 256
-_FAR = 2.0**50  # its square, summed over coordinates, is finite
 _EXACT = jax.lax.Precision.HIGHEST
 
 Form = Literal["unrolled", "product"]
@@ -125,80 +130,6 @@ _wide_lloyd = jax.jit(
 )
 
 
-class Units(NamedTuple):
-    """What points and weights are divided by, and the centre of the points.
-
-    Scales are powers of two and lose nothing: no size or offset of the points matters.
-    """
-
-    scale: Float[Array, ""]
-    mean: Float[Array, "1 d"]
-    weight: Float[Array, ""]
-
-
-def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Units:
-    """The units that make points and weights of about 1."""
-    weight = _power_of_two(jnp.max(weights))
-
-    def enlarge(largest, x, w):
-        return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
-
-    zero = jnp.zeros_like(points[0, 0])
-    scale = _power_of_two(_over_chunks(enlarge, zero, points, weights))
-
-    def add(sums, x, w):
-        x, w = _scale(x, scale), w * (1 / weight)
-        return sums[0] + _sum_rows(w), sums[1] + _sum_rows(x * w)
-
-    blank = jnp.zeros_like(weights[:1]), jnp.zeros_like(points[:1])
-    mass, mean = _over_chunks(add, blank, points, weights)
-    mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
-    return Units(scale, mean, weight)
-
-
-def _over_chunks(function: Callable[..., Any], start: Any, *arrays: Array) -> Any:
-    """Fold a function over chunks of arrays: no temporary is larger than a chunk."""
-    count = arrays[0].shape[0]
-    size = math.gcd(count, _SMALL_CHUNK)
-
-    def visit(i, state):
-        return function(
-            state, *(jax.lax.dynamic_slice_in_dim(x, i * size, size) for x in arrays)
-        )
-
-    return jax.lax.fori_loop(0, count // size, visit, start)
-
-
-def _sum_rows(x: Float[Array, "n c"]) -> Float[Array, "1 c"]:
-    """Sum of the rows, 64 at a time: XLA is slow with short rows."""
-    group = math.gcd(x.shape[0], 64)
-    sums = jnp.sum(x.reshape(-1, group * x.shape[1]), axis=0)
-    return jnp.sum(sums.reshape(group, -1), axis=0, keepdims=True)
-
-
-def normalize(
-    points: Float[Array, "n d"], weights: Float[Array, "n q"], units: Units
-) -> tuple[Float[Array, "n d"], Float[Array, "n q"]]:
-    """Centred points and weights of about 1; coordinates of weight 0 become 0."""
-    points = _scale(points, units.scale) - units.mean
-    weights = weights * (1 / units.weight)
-    if weights.shape == points.shape:
-        points = jnp.where(weights > 0, points, 0.0)
-    return points, weights
-
-
-def _scale(points: Float[Array, "n d"], scale: Float[Array, ""]) -> Float[Array, "n d"]:
-    """Points in units of `scale`; those without weight may be far off, not infinite."""
-    return jnp.clip(points * (1 / scale), -_FAR, _FAR)
-
-
-def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
-    """The power of two above `x`, 1 for 0; its reciprocal is a normal number, too."""
-    _, exponent = jnp.frexp(x)
-    one = jnp.ones((), jnp.float32)
-    return jnp.where(x > 0, jnp.ldexp(one, jnp.clip(exponent, -126, 126)), one)
-
-
 def _visit(
     points: Float[Array, "n d"],
     weights: Float[Array, "n q"],
@@ -216,7 +147,7 @@ def _visit(
     """
     codewords, dim = codebook.shape
     # Unlike points, a codebook to start from may be so far off that squares overflow.
-    half_squares = jnp.minimum(jnp.square(codebook) / 2, _FAR**2)
+    half_squares = jnp.minimum(jnp.square(codebook) / 2, FAR**2)
     if weights.shape[1] == 1:
         outputs, bias = codebook, -jnp.sum(half_squares, axis=1)
     else:
@@ -245,7 +176,7 @@ def _visit(
 def _chunk(count: int, codewords: int, form: Form) -> int:
     """Points per chunk; divides a padded count."""
     if form == "unrolled":
-        return _SMALL_CHUNK if count == CHUNK else CHUNK
+        return SMALL_CHUNK if count == CHUNK else CHUNK
     fitting = 1 << max(_SCORES // codewords, 1).bit_length() - 1
     return min(max(fitting, 1024), CHUNK)
 
@@ -328,7 +259,7 @@ def _distances(
         return i + 1, jax.lax.dynamic_update_slice(distances, distance, at)
 
     blank = 0, jnp.zeros_like(points[:, 0])
-    return _over_chunks(visit, blank, points, weights, codes)[1]
+    return over_chunks(visit, blank, points, weights, codes)[1]
 
 
 def _reseed(

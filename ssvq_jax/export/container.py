@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssvq_jax.export.error import FormatError
+from ssvq_jax.export.kinds import require_safetensors
 
 DTYPES = {
     "BOOL": "bool",
@@ -91,8 +92,7 @@ class Container:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FormatError("no safetensors file: not a regular file")
+        require_safetensors(path)
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         size = os.fstat(self._file).st_size
@@ -200,9 +200,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Raise `OSError` if no file can be put at `path`, or what is there is no file."""
+    # Of the path as it is: links such as /dev/stdout may lead to no name.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EEXIST, "not a regular file", os.fspath(path))
     path = pathlib.Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "not a regular file", str(path))
     if not stat.S_ISDIR(os.stat(path.parent).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path.parent))
     if not os.access(path.parent, os.W_OK):

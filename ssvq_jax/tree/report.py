@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.core.checks import native
 from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
@@ -155,7 +156,7 @@ def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> f
         raise ValueError(
             f"{path}: expected shape {node.shape} in the reference, got {found}"
         )
-    return float(_squared_error(node, original))
+    return float(_squared_error(node, native(original)))
 
 
 @jax.jit

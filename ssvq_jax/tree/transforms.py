@@ -56,8 +56,8 @@ def finalize(tree: Any) -> Any:
       The tree with finalized nodes: what `save` writes.
 
     Raises:
-      ValueError: A codebook or scale that is not finite or out of its dtype's range,
-        with its path.
+      ValueError: A codebook, scale or latent that is not finite, or out of its dtype's
+        range, with its path.
     """
     return _map_compressed(
         lambda node: jax.tree.map(jnp.asarray, node).finalize(), tree

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
 from tests.export.test_streaming import formula
@@ -154,3 +154,18 @@ def test_whole_files_are_near_theory(model, codewords, tmp_path, ssvq_command):
     assert theory <= size
     assert size <= 1.02 * theory or weights < 1_000_000
     assert ssvq_command("verify", packed, "--against", path)[0] == 0
+
+
+def test_tied_tensors_stay_equal(tmp_path, rng, ssvq_command):
+    path, packed, out = (tmp_path / name for name in "abc")
+    weight = rng.normal(size=(64, 80)).astype("f4")
+    tensors = {"head": weight, "other": -weight, "table": weight.copy()}
+    save_file(tensors, path)
+    status, output, _ = ssvq_command("compress", path, packed, "--json")
+    rows = {row["name"]: row["error"] for row in json.loads(output)["parameters"]}
+    assert status == 0 and list(rows) == ["head", "other", "table"]
+    assert rows["head"] == rows["table"] > 0
+    assert ssvq_command("decode", packed, out)[0] == 0
+    decoded = load_file(out)
+    np.testing.assert_array_equal(decoded["head"], decoded["table"])
+    assert not np.array_equal(decoded["head"], -decoded["other"])

@@ -1,8 +1,13 @@
 """What all commands do alike: refuse files, and keep names off the terminal."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+from ssvq_jax import cli
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -45,3 +50,60 @@ def test_the_source_is_not_overwritten(torch_checkpoint, tmp_path, ssvq_command)
     packed = tmp_path / "x"
     ssvq_command("compress", path, packed)
     assert ssvq_command("decode", packed, packed)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"PK\x03\x04\x14\0\0\0", "ZIP"),
+    ],
+)
+def test_files_of_other_kinds_are_named(start, kind, tmp_path, ssvq_command):
+    path = tmp_path / "model"
+    path.write_bytes(start)
+    for command in (["compress", path, tmp_path / "x"], ["info", path]):
+        status, _, error = ssvq_command(*command)
+        assert status == 2 and kind in error and "model" in error
+
+
+def test_directories_and_pipes_are_named(tmp_path, ssvq_command):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("folder", "a directory"), ("pipe", "not a regular file")):
+        status, _, error = ssvq_command("compress", tmp_path / name, tmp_path / "x")
+        assert status == 2 and name in error and kind in " ".join(error.split())
+
+
+def test_a_pipe_as_output_is_refused_at_once(torch_checkpoint, ssvq_command):
+    path, _ = torch_checkpoint
+    read, write = os.pipe()
+    try:
+        status, _, error = ssvq_command("compress", path, f"/dev/fd/{write}")
+    finally:
+        os.close(read)
+        os.close(write)
+    assert status == 2 and "Compressing" not in error
+    assert f"/dev/fd/{write}" in error
+
+
+def test_a_seed_out_of_range_and_a_file_without_tensors(
+    torch_checkpoint, tmp_path, ssvq_command
+):
+    path, _ = torch_checkpoint
+    status, _, error = ssvq_command(
+        "compress", path, tmp_path / "x", "--seed", "9" * 20
+    )
+    assert status == 2 and "--seed" in error
+    save_file({}, tmp_path / "empty")
+    status, _, error = ssvq_command("compress", tmp_path / "empty", tmp_path / "x")
+    assert status == 2 and "without any" in error and "--include" not in error
+
+
+def test_sigterm_ends_like_an_error():
+    with pytest.raises(SystemExit) as end, cli._ended_by_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

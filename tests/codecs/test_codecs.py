@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (names of float8 for NumPy)
 import numpy as np
 import pytest
+from flax import serialization
 
 import ssvq_jax as ssvq
 from ssvq_jax import codecs
@@ -236,3 +237,48 @@ def test_x64_changes_nothing():
         with jax.enable_x64(True):
             wide = ssvq.finalize(ssvq.encode(codec, weight, key=jax.random.key(0)))
         chex.assert_trees_all_equal_dtypes(plain, wide)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [ssvq.SSVQ(4, 4), ssvq.VQ(4, 4), ssvq.MVQ(4, 4, (2, 4)), ssvq.Uniform(2)],
+    ids=str,
+)
+def test_importance_of_zero_everywhere_is_that_of_one(codec, key):
+    weight = normal((16, 12))
+    zero, one = (
+        ssvq.decode(ssvq.encode(codec, weight, key=key, importance=importance))
+        for importance in (jnp.zeros_like(weight), jnp.ones_like(weight))
+    )
+    chex.assert_trees_all_equal(zero, one)
+
+
+@pytest.mark.parametrize("codec", [ssvq.SSVQ(4, 4), ssvq.Uniform(2)], ids=str)
+def test_big_endian_arrays_are_those_of_the_machine(codec, key):
+    weight = np.asarray(normal((16, 12)))
+    big, own = (
+        ssvq.encode(codec, x, key=key, importance=abs(x))
+        for x in (weight.astype(">f4"), weight)
+    )
+    chex.assert_trees_all_equal(big, own)
+    reports = [
+        ssvq.report({"k": own}, {"k": x}) for x in (weight.astype(">f4"), weight)
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_denormal_weights_are_refused(key):
+    weight = np.asarray(normal((16, 12))) * np.float32(1e-40)
+    with pytest.raises(ValueError, match="weight: its largest magnitude, .*e-40, is"):
+        ssvq.encode(ssvq.SSVQ(4, 4), weight, key=key)
+
+
+@pytest.mark.parametrize("codec", [ssvq.SSVQ(4, 4), ssvq.Uniform(2)], ids=str)
+def test_flax_serialization(codec, key):
+    tree = {"k": ssvq.encode(codec, normal((16, 12)), key=key)}
+    for part in (tree, *ssvq.partition(tree), ssvq.finalize(tree)):
+        blank = jax.tree.map(jnp.zeros_like, part)
+        data = serialization.to_bytes(part)
+        chex.assert_trees_all_equal(serialization.from_bytes(blank, data), part)
+    with pytest.raises(ValueError, match="expected .*codes"):
+        serialization.from_state_dict(ssvq.finalize(tree), {"k": {}})

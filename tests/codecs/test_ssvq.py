@@ -42,3 +42,12 @@ def test_zero_weights_are_plus():
 def test_latent_scale():
     node = encoded(ssvq.SSVQ(4, 8, latent_scale=3.0), (16, 8))
     np.testing.assert_allclose(node.latent, 3 * normal((16, 8)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sign_code", ["free", "parity"])
+def test_latents_that_are_not_finite_are_refused(sign_code, rng, key):
+    weight = jnp.asarray(rng.normal(size=(16, 16)), "f4")
+    node = ssvq.encode(ssvq.SSVQ(4, 4, sign_code=sign_code), weight, key=key)
+    node = node.replace(latent=node.latent.at[3, 5].set(jnp.nan))
+    with pytest.raises(ValueError, match="k: latent: .* 1 NaN or infinite of 256"):
+        ssvq.finalize({"k": node})

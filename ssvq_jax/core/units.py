@@ -1,0 +1,102 @@
+"""Units in which points and their weights are about 1, and centred."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+SMALL_CHUNK = 8192  # points, where there is one chunk, and for passes beside Lloyd's
+FAR = 2.0**50  # its square, summed over coordinates, is finite
+
+
+class Units(NamedTuple):
+    """What points and weights are divided by, and the centre of the points.
+
+    Scales are powers of two and lose nothing: no size or offset of the points matters.
+    """
+
+    scale: Float[Array, ""]
+    mean: Float[Array, "1 d"]
+    weight: Float[Array, ""]
+
+
+def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Units:
+    """The units that make points and weights of about 1."""
+    weight = _power_of_two(jnp.max(weights))
+
+    def enlarge(largest, x, w):
+        return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
+
+    zero = jnp.zeros_like(points[0, 0])
+    scale = _power_of_two(over_chunks(enlarge, zero, points, weights))
+
+    def add(sums, x, w):
+        x, w = _scale(x, scale), w * (1 / weight)
+        return sums[0] + w, sums[1] + x * w
+
+    size = math.gcd(points.shape[0], SMALL_CHUNK)
+    blank = jnp.zeros_like(weights[:size]), jnp.zeros_like(points[:size])
+    mass, mean = map(_sum_rows, over_chunks(add, blank, points, weights))
+    mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
+    return Units(scale, mean, weight)
+
+
+def over_chunks(function: Callable[..., Any], start: Any, *arrays: Array) -> Any:
+    """Fold a function over chunks of arrays: no temporary is larger than a chunk."""
+    count = arrays[0].shape[0]
+    size = math.gcd(count, SMALL_CHUNK)
+
+    def visit(i, state):
+        return function(
+            state, *(jax.lax.dynamic_slice_in_dim(x, i * size, size) for x in arrays)
+        )
+
+    return jax.lax.fori_loop(0, count // size, visit, start)
+
+
+def _sum_rows(x: Float[Array, "n c"]) -> Float[Array, "1 c"]:
+    """Sum of the rows, added one after the other.
+
+    The order of a compiler's own sum depends on the number of threads. 64 rows at a
+    time, since loops are slow with short rows.
+    """
+    group = math.gcd(x.shape[0], 64)
+    for columns in (group * x.shape[1], x.shape[1]):
+        rows = x.reshape(-1, columns)
+        blank = jnp.zeros_like(rows[0])
+        add = functools.partial(_add_row, rows)
+        x = jax.lax.fori_loop(0, rows.shape[0], add, blank)
+    return x[None]
+
+
+def _add_row(
+    rows: Float[Array, "n c"], i: Int[Array, ""], total: Float[Array, " c"]
+) -> Float[Array, " c"]:
+    return total + rows[i]
+
+
+def normalize(
+    points: Float[Array, "n d"], weights: Float[Array, "n q"], units: Units
+) -> tuple[Float[Array, "n d"], Float[Array, "n q"]]:
+    """Centred points and weights of about 1; coordinates of weight 0 become 0."""
+    points = _scale(points, units.scale) - units.mean
+    weights = weights * (1 / units.weight)
+    if weights.shape == points.shape:
+        points = jnp.where(weights > 0, points, 0.0)
+    return points, weights
+
+
+def _scale(points: Float[Array, "n d"], scale: Float[Array, ""]) -> Float[Array, "n d"]:
+    """Points in units of `scale`; those without weight may be far off, not infinite."""
+    return jnp.clip(points * (1 / scale), -FAR, FAR)
+
+
+def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
+    """The power of two above `x`, 1 for 0; its reciprocal is a normal number, too."""
+    _, exponent = jnp.frexp(x)
+    one = jnp.ones((), jnp.float32)
+    return jnp.where(x > 0, jnp.ldexp(one, jnp.clip(exponent, -126, 126)), one)
