@@ -1,5 +1,9 @@
 """Segmentation: scenes, their augmentation, losses and scores."""
 
+import dataclasses
+import json
+import pathlib
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -7,12 +11,15 @@ import numpy as np
 import pytest
 import scipy.special
 import sklearn.metrics
+from PIL import Image
 
+from experiments import evaluate
 from experiments.data import scenes
 from experiments.data.augmentation import SceneAugmentation
 from experiments.data.batches import NotPreparedError
 from experiments.models.zoo import NETWORKS
-from experiments.tasks import Segmentation
+from experiments.tasks import Segmentation, pictures
+from tests.experiments import tiny
 from tests.shared import shared
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -169,3 +176,54 @@ def test_pictures_have_the_colours_of_pascal_voc():
     logits[0, 1, 15] = 1
     picture = TASK.draw(logits, {"image": image})
     np.testing.assert_array_equal(picture, [[[100, 100, 100], [146, 114, 114]]])
+
+
+def test_scores_of_coco(capsys):
+    options = evaluate.Options(
+        "deeplabv3_mnv2_050",
+        shared("models/deeplabv3_mnv2_050.safetensors"),
+        task="segmentation",
+        dataset="coco/2017_panoptic",
+        data_dir=shared("tfds"),
+        batch=20,
+        json=True,
+    )
+    assert evaluate.main(options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 100
+    assert found["miou"] == pytest.approx(0.360, abs=0.001)
+    assert found["pixels"] == pytest.approx(0.8416, abs=0.001)
+
+
+def test_pictures_of_image_files(tmp_path):
+    gray = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    files = tuple(tmp_path / f"{name}.png" for name in ("gray", "deep", "clear"))
+    Image.fromarray(gray).save(files[0])
+    deep.save(files[1])
+    Image.fromarray(gray).convert("RGBA").save(files[2])
+    network = NETWORKS["deeplabv3_mnv2_050"]
+    weights = pathlib.Path(tiny.weights(tmp_path, network))
+    options = evaluate.Options(
+        network.name,
+        weights,
+        task="segmentation",
+        show=tmp_path / "pictures",
+        beside=weights,
+        images=files,
+    )
+    assert evaluate.main(options) == 0
+    found = [
+        pictures.read(tmp_path / f"pictures/{index}.png")["image"] for index in range(3)
+    ]
+    assert found[0].shape == (257, 3 * 257, 3)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[0][:, 257:514], found[0][:, 514:])
+    for changes, why in (
+        ({"task": "classification"}, "Classification draws no pictures"),
+        ({"images": (weights,)}, "--images: .*cannot identify"),
+        ({"show": None}, "expected --show DIR"),
+    ):
+        with pytest.raises(SystemExit, match=why):
+            evaluate.main(dataclasses.replace(options, **changes))
