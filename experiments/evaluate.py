@@ -5,6 +5,9 @@ r"""Scores of a network with the weights of a checkpoint, packed or not.
     ssvq compress ../shared/models/deit_tiny_cifar10.safetensors deit.ssvq.safetensors
     python -m experiments.evaluate deit_tiny_cifar10 deit.ssvq.safetensors \
         --dataset cifar10 --data-dir ../shared/tfds
+    python -m experiments.evaluate deeplabv3_mnv2_050 \
+        ../shared/models/deeplabv3_mnv2_050.safetensors --task segmentation \
+        --dataset coco/2017_panoptic --data-dir ../shared/tfds --show pictures
 
 Checkpoints have timm's names and PyTorch's layout. 1,000 images of 224 pixels take
 half a minute on 2 CPU cores.
@@ -25,7 +28,7 @@ from rich.progress import Progress
 
 from experiments.models import checkpoint
 from experiments.models.zoo import NETWORKS
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, pictures
 from experiments.tasks.task import half_width
 from experiments.training import evaluation
 from experiments.training.config import Data, Experiment, Optimization
@@ -63,13 +66,26 @@ class Options:
     """Examples at a time."""
     json: Flag = False
     """Print JSON."""
+    show: pathlib.Path | None = None
+    """Folder for pictures of the first eight examples and the network's outputs; for
+    tasks that draw them."""
+    beside: pathlib.Path | None = None
+    """With --show: another checkpoint of the network, packed or not, whose outputs
+    stand beside."""
+    images: tuple[pathlib.Path, ...] = ()
+    """With --show: image files to show instead; nothing is scored."""
 
 
 def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
     if options.batch < 1:
         raise SystemExit("--batch: expected at least 1")
+    if options.show is None and (options.beside or options.images):
+        raise SystemExit("--beside and --images: expected --show DIR with them")
     task = TASKS[options.task]()
+    if options.show is not None and options.images:
+        _show(options, task, NETWORKS[options.network], options.show)
+        return 0
     split = task.open(options.dataset, options.split, options.data_dir)
     experiment = Experiment(
         task=task,
@@ -93,6 +109,8 @@ def main(options: Options) -> int:
             devices=devices,
             advance=lambda count: progress.advance(bar, count),
         )
+    if options.show is not None:
+        _show(options, task, experiment.network, options.show, split)
     scores = task.score(rows)
     if options.json:
         print(json.dumps({task.unit: len(split), **scores}))
@@ -106,6 +124,17 @@ def main(options: Options) -> int:
         f"{options.network}, {len(split):,} {task.unit} of {options.dataset}: {text}"
     )
     return 0
+
+
+def _show(
+    options: Options, task: Any, network: Any, folder: pathlib.Path, split: Any = ()
+) -> None:
+    files = [options.weights] + ([options.beside] if options.beside else [])
+    examples = [pictures.read(path) for path in options.images] or [
+        split[index] for index in range(min(8, len(split)))
+    ]
+    models = [load(network, path) for path in files]
+    pictures.write(folder, examples, task, network, models)
 
 
 def load(network: Any, weights: pathlib.Path) -> Any:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from experiments.data.pixels import crop, from_pillow, to_pillow
+from experiments.data.pixels import crop, fit, fit_labels, from_pillow, to_pillow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,52 @@ class Augmentation:
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         return image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneAugmentation:
+    """What is done to a training image and its labels alike; nothing by default.
+
+    Attributes:
+      scale: Side of the whole image over that of the network's, `(least, most)`; what
+        is larger is cropped at random, what is smaller put in a random place.
+      flip: Whether half of the images are mirrored.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+
+    def apply(
+        self,
+        image: np.ndarray,
+        labels: np.ndarray,
+        size: int,
+        rng: np.random.Generator,
+        *,
+        around: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The image and its labels, of the same pixels.
+
+        Args:
+          image: uint8 `(height, width, channels)`.
+          labels: uint8 `(height, width)`.
+          size: Height and width of the results.
+          rng: Where the numbers are drawn from.
+          around: The label around an image that is smaller; its pixels there are gray.
+        """
+        side = max(1, round(size * rng.uniform(*self.scale)))
+        top, left = rng.integers(0, abs(side - size) + 1, 2)
+        mirrored = self.flip and rng.random() < 0.5
+
+        def moved(pixels, fill):
+            if side >= size:
+                found = pixels[top : top + size, left : left + size]
+            else:
+                found = np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
+                found[top : top + side, left : left + side] = pixels
+            return found[:, ::-1] if mirrored else found
+
+        return moved(fit(image, side), 127), moved(fit_labels(labels, side), around)
 
 
 def _shifted(image: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:

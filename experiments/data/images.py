@@ -51,25 +51,32 @@ def open_split(
     if name == "digits":
         return _digits(split or "test")
     builder = _builder(name, data_dir)
+    classes = builder.info.features["label"].num_classes
+    source, split = open_source(builder, name, split)
+    return Split(f"{name} {split}", _Labelled(source), classes)
+
+
+def open_source(builder: Any, name: str, split: str | None) -> tuple[Any, str]:
+    """Random access to the examples of a builder's split, and the split's name.
+
+    Arguments and errors as of `open_split`.
+    """
     known = builder.info.splits
     if split is None:
         split = "validation" if "validation" in known else "test"
     kind, advice = SystemExit, ""
     if not known:
-        kind, advice = NotPreparedError, _preparing(name)
-    with _explained(f"{name} {split}", advice, kind):
+        kind, advice = NotPreparedError, preparing(name)
+    with explained(f"{name} {split}", advice, kind):
         if known and not known[split].num_examples:
             raise ValueError("it has no images")
-        source = builder.as_data_source(split=split)
-    classes = builder.info.features["label"].num_classes
-    return Split(f"{name} {split}", _Labelled(source), classes)
+        return builder.as_data_source(split=split), split
 
 
 def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
     """A set of labelled images, prepared or not; arguments as of `open_split`."""
-    if data_dir is not None and not data_dir.is_dir():
-        raise SystemExit(f"--data-dir: there is no folder {data_dir}")
-    with _explained(name, _preparing(name)):
+    require_folder(data_dir)
+    with explained(name, preparing(name)):
         builder: Any = tfds.builder(name, data_dir=data_dir)
         features = builder.info.features
     if not {"image", "label"} <= set(features):
@@ -79,7 +86,13 @@ def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
     return builder
 
 
-def _preparing(name: str) -> str:
+def require_folder(data_dir: pathlib.Path | None) -> None:
+    """Raise `SystemExit` unless a folder of data sets is there, or the default one."""
+    if data_dir is not None and not data_dir.is_dir():
+        raise SystemExit(f"--data-dir: there is no folder {data_dir}")
+
+
+def preparing(name: str) -> str:
     """How to prepare a set."""
     return (
         "\nPrepare it once as array_record where TensorFlow is installed:\n"
@@ -89,7 +102,7 @@ def _preparing(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(
+def explained(
     name: str, advice: str = "", kind: type[SystemExit] = SystemExit
 ) -> Iterator[None]:
     """Errors of a set or split that cannot be read, with what to do."""
@@ -110,7 +123,7 @@ def _digits(split: str) -> Split:
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(part)], num_bytes=0)
         for name, part in parts.items()
     }
-    with _explained(f"digits {split}"):
+    with explained(f"digits {split}"):
         instruction = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
         chosen = [
             i

@@ -20,6 +20,24 @@ def crop(image: np.ndarray, size: int) -> np.ndarray:
     return from_pillow(resized.crop((left, top, left + size, top + size)))
 
 
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """A whole image in a square, its shape not kept, bicubic.
+
+    Args:
+      image: uint8 `(height, width, channels)`, one or three.
+      size: Height and width of the result.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    return from_pillow(to_pillow(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def fit_labels(labels: np.ndarray, size: int) -> np.ndarray:
+    """Labels `(height, width)` likewise, those of the nearest pixels."""
+    picture = Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST)
+    return np.asarray(picture)
+
+
 def to_pillow(image: np.ndarray) -> Image.Image:
     """An image uint8 `(height, width, channels)` for Pillow, of one or three."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

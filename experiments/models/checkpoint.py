@@ -25,6 +25,7 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
 
     The checkpoint has timm's names and PyTorch's layout (kernels `(out, in)` become
     `(in, out)`, OIHW becomes HWIO), or Flax's names and layout as `save` writes them.
+    A model with other names than timm's has them from its `stored_name`.
 
     Raises:
       SystemExit: A file that cannot be read, or parameters that are missing, unknown or
@@ -41,7 +42,8 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     flat = nnx.to_flat_state(state)
-    names = {keys: timm_name(keys) for keys, _ in flat}
+    name = getattr(model, "stored_name", timm_name)
+    names = {keys: name(keys) for keys, _ in flat}
     own = {keys: flax_name(keys) for keys, _ in flat}
     is_own = not stored.isdisjoint(set(own.values()) - set(names.values()))
     names = own if is_own else names

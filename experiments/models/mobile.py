@@ -61,7 +61,7 @@ _LITE = (
     Stage(3, 3, 2, 6, 80), Stage(3, 5, 1, 6, 112), Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )  # fmt: skip
-_MOBILENET_V2 = (
+MOBILENET_V2 = (
     Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(3, 3, 2, 6, 32),
     Stage(4, 3, 2, 6, 64), Stage(3, 3, 1, 6, 96), Stage(3, 3, 2, 6, 160),
     Stage(1, 3, 1, 6, 320),
@@ -99,14 +99,14 @@ ARCHITECTURES = {
     "efficientnet_lite3": Architecture(_scaled(_LITE, 1.2, 1.4), 300),
     "efficientnet_lite4": Architecture(_scaled(_LITE, 1.4, 1.8), 380),
     "efficientnet_lite0.ra_in1k": Architecture(_LITE, **_PYTORCH),
-    "mobilenet_v2_100": Architecture(_MOBILENET_V2, batch_norm=None),
-    "mobilenet_v2_100_unfolded": Architecture(_MOBILENET_V2),
-    "mobilenetv2_050": Architecture(_scaled(_MOBILENET_V2, 0.5), stem=16, **_PYTORCH),
-    "mobilenetv2_100": Architecture(_MOBILENET_V2, **_PYTORCH),
-    "mobilenetv2_110d": Architecture(_scaled(_MOBILENET_V2, 1.1, 1.2), **_PYTORCH),
-    "mobilenetv2_120d": Architecture(_scaled(_MOBILENET_V2, 1.2, 1.4), **_PYTORCH),
+    "mobilenet_v2_100": Architecture(MOBILENET_V2, batch_norm=None),
+    "mobilenet_v2_100_unfolded": Architecture(MOBILENET_V2),
+    "mobilenetv2_050": Architecture(_scaled(MOBILENET_V2, 0.5), stem=16, **_PYTORCH),
+    "mobilenetv2_100": Architecture(MOBILENET_V2, **_PYTORCH),
+    "mobilenetv2_110d": Architecture(_scaled(MOBILENET_V2, 1.1, 1.2), **_PYTORCH),
+    "mobilenetv2_120d": Architecture(_scaled(MOBILENET_V2, 1.2, 1.4), **_PYTORCH),
     "mobilenetv2_140": Architecture(
-        _scaled(_MOBILENET_V2, 1.4), stem=48, head=1792, **_PYTORCH
+        _scaled(MOBILENET_V2, 1.4), stem=48, head=1792, **_PYTORCH
     ),
 }
 """By the names of the networks; those of MobileNet-V2 with a d are deeper."""
@@ -124,7 +124,7 @@ class PointwiseConv(nnx.Conv):
         return x.reshape(*inputs.shape[:-1], -1)
 
 
-def _conv(
+def conv(
     inputs: int,
     outputs: int,
     size: int,
@@ -134,6 +134,7 @@ def _conv(
     use_bias: bool,
     padding: Padding = "SAME",
 ) -> nnx.Conv:
+    """A convolution of `size` by `size`."""
     kind = PointwiseConv if size == 1 else nnx.Conv
     return kind(
         inputs,
@@ -166,6 +167,8 @@ class InvertedResidual(nnx.Module):
         stride: int,
         architecture: Architecture,
         rngs: nnx.Rngs,
+        *,
+        dilation: int = 1,
     ):
         epsilon, wide = architecture.batch_norm, inputs * stage.expansion
         use_bias = epsilon is None
@@ -176,14 +179,15 @@ class InvertedResidual(nnx.Module):
             stage.kernel,
             stride=stride,
             padding=architecture.padding,
+            dilation=dilation,
             use_bias=use_bias,
             rngs=rngs,
         )
-        project = _conv(wide, stage.channels, 1, 1, rngs, use_bias=use_bias)
+        project = conv(wide, stage.channels, 1, 1, rngs, use_bias=use_bias)
         norms = [_norm(n, epsilon, rngs) for n in (wide, wide, stage.channels)]
         self.conv_dw = depthwise
         if self.expands:
-            self.conv_pw = _conv(inputs, wide, 1, 1, rngs, use_bias=use_bias)
+            self.conv_pw = conv(inputs, wide, 1, 1, rngs, use_bias=use_bias)
             self.conv_pwl = project
             self.bn1, self.bn2, self.bn3 = norms
         else:
@@ -203,41 +207,81 @@ class InvertedResidual(nnx.Module):
         return x + shortcut if self.residual else x
 
 
-class InvertedResidualNet(nnx.Module):
-    """EfficientNet-Lite and MobileNet-V2: images to logits."""
+class Backbone(nnx.Module):
+    """The stem and all blocks.
 
-    def __init__(self, architecture: Architecture, classes: int, *, rngs: nnx.Rngs):
+    Args:
+      architecture: Their sizes.
+      output_stride: Pixels of an image to one of the last stage; where strides would
+        make it more, later kernels are dilated instead (Chen et al. 2017).
+      rngs: For the weights.
+    """
+
+    def __init__(
+        self, architecture: Architecture, *, output_stride: int = 32, rngs: nnx.Rngs
+    ):
         epsilon, channels = architecture.batch_norm, architecture.stem
-        use_bias = epsilon is None
-        self.conv_stem = _conv(
-            3, channels, 3, 2, rngs, use_bias=use_bias, padding=architecture.padding
+        self.conv_stem = conv(
+            3,
+            channels,
+            3,
+            2,
+            rngs,
+            use_bias=epsilon is None,
+            padding=architecture.padding,
         )
         self.bn1 = _norm(channels, epsilon, rngs)
-        stages = []
+        stages, reached, dilation = [], 2, 1
         for stage in architecture.stages:
             blocks = []
             for i in range(stage.repeats):
                 stride = stage.stride if i == 0 else 1
+                dilates = reached * stride > output_stride
                 blocks.append(
-                    InvertedResidual(channels, stage, stride, architecture, rngs)
+                    InvertedResidual(
+                        channels,
+                        stage,
+                        1 if dilates else stride,
+                        architecture,
+                        rngs,
+                        dilation=dilation,
+                    )
                 )
+                # Only what follows is dilated: this kernel sees the input as it was.
+                if dilates:
+                    dilation *= stride
+                else:
+                    reached *= stride
                 channels = stage.channels
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
-        head = architecture.head
-        self.conv_head = _conv(channels, head, 1, 1, rngs, use_bias=use_bias)
-        self.bn2 = _norm(head, epsilon, rngs)
-        self.classifier = nnx.Linear(head, classes, rngs=rngs)
 
-    def features(self, images: jax.Array) -> list[jax.Array]:
-        """What every stage gives, and the head, `(batch, height, width, channels)`."""
+    def stages(self, images: jax.Array) -> list[jax.Array]:
+        """What every stage gives, `(batch, height, width, channels)`."""
         x = nnx.relu6(_apply(self.bn1, self.conv_stem(images)))
         found = []
         for stage in self.blocks:
             for block in stage:
                 x = block(x)
             found.append(x)
-        return [*found, nnx.relu6(_apply(self.bn2, self.conv_head(x)))]
+        return found
+
+
+class InvertedResidualNet(Backbone):
+    """EfficientNet-Lite and MobileNet-V2: images to logits."""
+
+    def __init__(self, architecture: Architecture, classes: int, *, rngs: nnx.Rngs):
+        super().__init__(architecture, rngs=rngs)
+        epsilon, head = architecture.batch_norm, architecture.head
+        channels = architecture.stages[-1].channels
+        self.conv_head = conv(channels, head, 1, 1, rngs, use_bias=epsilon is None)
+        self.bn2 = _norm(head, epsilon, rngs)
+        self.classifier = nnx.Linear(head, classes, rngs=rngs)
+
+    def features(self, images: jax.Array) -> list[jax.Array]:
+        """What every stage gives, and the head, `(batch, height, width, channels)`."""
+        found = self.stages(images)
+        return [*found, nnx.relu6(_apply(self.bn2, self.conv_head(found[-1])))]
 
     def outputs(self, feature: jax.Array) -> jax.Array:
         """The last of `features` to logits `(batch, classes)`."""
@@ -256,11 +300,11 @@ class MobileNetV1(nnx.Module):
 
     def __init__(self, classes: int, *, rngs: nnx.Rngs):
         channels = 8
-        self.Conv2d_0 = _conv(3, channels, 3, 2, rngs, use_bias=True)
+        self.Conv2d_0 = conv(3, channels, 3, 2, rngs, use_bias=True)
         for i, width in enumerate(self.WIDTHS, start=1):
             stride = 2 if i in self.STRIDED else 1
             depthwise = DepthwiseConv(channels, 3, stride=stride, rngs=rngs)
-            pointwise = _conv(channels, width, 1, 1, rngs, use_bias=True)
+            pointwise = conv(channels, width, 1, 1, rngs, use_bias=True)
             setattr(self, f"Conv2d_{i}_depthwise", depthwise)
             setattr(self, f"Conv2d_{i}_pointwise", pointwise)
             channels = width

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.models import deit, mobile
+from experiments.models import deeplab, deit, mobile
 from experiments.models.network import ImageNetwork
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -39,6 +39,15 @@ def _mobile(name: str) -> ImageNetwork:
     return ImageNetwork(name=name, make=make, size=architecture.size, **values)
 
 
+def _deeplab(name: str) -> ImageNetwork:
+    config = deeplab.CONFIGS[name]
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return deeplab.DeepLab(config, classes, rngs=rngs)
+
+    return ImageNetwork(name=name, make=make, size=config.size, classes=21)
+
+
 def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
     return mobile.MobileNetV1(classes, rngs=rngs)
 
@@ -46,6 +55,7 @@ def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
 _NETWORKS = (
     *map(_deit, deit.CONFIGS),
     *map(_mobile, mobile.ARCHITECTURES),
+    *map(_deeplab, deeplab.CONFIGS),
     ImageNetwork(name="mobilenet_v1_025", make=_mobilenet_v1, size=224),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}
@@ -56,5 +66,6 @@ pixels `deit_SIZE_384`), of `tf_efficientnet_liteN` those of `efficientnet_liteN
 `efficientnet_lite0.ra_in1k` and `mobilenetv2_*` were trained in PyTorch and pad, shift
 and scale otherwise, under the same names of parameters: which one a checkpoint is
 cannot be told from the file. Images are cut by `crop` for all of them; timm crops
-less where networks are large, so its accuracies differ a little.
+less where networks are large, so its accuracies differ a little. Those of DeepLab,
+on Pascal VOC's 21 classes, have the names of TensorFlow's scopes, joined by dots.
 """

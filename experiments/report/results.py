@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.configs._methods import TITLES
+from experiments.tasks import TASKS
 from experiments.training import config, records
 
 NETWORKS = {
@@ -22,6 +23,7 @@ _MEASUREMENTS = {
     "sizes": "python -m experiments.measurements.sizes",
     "benchmarks": "python -m experiments.benchmarks",
 }
+_METRICS = {task.__name__: task.metric for task in TASKS.values()}
 
 
 class Missing(ValueError):
@@ -109,8 +111,8 @@ class Run(Numbers):
 
     @property
     def accuracy(self) -> float:
-        """Share of the test images whose class comes first."""
-        return self["test"]["top1"]
+        """The metric of its task, on the test split: of images the share of "top1"."""
+        return self["test"][_METRICS[self["experiment"]["task"]["kind"]]]
 
     @functools.cached_property
     def each(self) -> np.ndarray:

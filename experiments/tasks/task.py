@@ -17,6 +17,9 @@ class Task(Protocol):
     "Outputs" are what a network gives for a batch, an array or a tree of arrays,
     float32; "rows" are a tree of arrays with a row for every example.
 
+    A task whose outputs are to be looked at also has `draw(outputs, example)`: of one
+    prepared example, a picture uint8 `(height, width, 3)`.
+
     Attributes:
       metric: The one of `score` by which runs are compared; larger is better.
       unit: What an example is called, in the plural, such as "images".

@@ -25,18 +25,21 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 2)])
 @pytest.mark.parametrize("side", [1, 7, 8])
 @pytest.mark.parametrize("padding", ["SAME", "symmetric"])
-def test_shifted_products_are_the_grouped_convolution(stride, size, side, padding, rng):
+def test_shifted_products_are_the_grouped_convolution(
+    stride, size, side, padding, dilation, rng
+):
     x = jnp.asarray(rng.normal(size=(2, side, side + 1, 6)), "f4")
     kernel = jnp.asarray(rng.normal(size=(size, size, 1, 6)), "f4")
-    pads = depthwise.pads_of((side, side + 1), size, stride, padding)
+    steps = depthwise.Steps(stride, dilation)
+    pads = depthwise.pads_of((side, side + 1), size, steps, padding)
     grouped, of_grouped = jax.vjp(
-        lambda *args: depthwise._grouped(*args, stride, pads), x, kernel
+        lambda *args: depthwise._grouped(*args, steps, pads), x, kernel
     )
     shifted, of_shifted = jax.vjp(
-        lambda *args: depthwise._shifted_products(*args, stride, pads), x, kernel
+        lambda *args: depthwise._shifted_products(*args, steps, pads), x, kernel
     )
     np.testing.assert_allclose(shifted, grouped, atol=1e-5)
     gradient = jnp.asarray(rng.normal(size=grouped.shape), "f4")
@@ -138,6 +141,7 @@ def test_deit_on_some_of_cifar10(capsys):
         ("mobilenetv2_120d", 5_831_144),
         ("mobilenetv2_140", 6_108_776),
         ("mobilenet_v1_025", 467_336),
+        ("deeplabv3_mnv2_050", 688_357),
         ("deit_tiny_cifar10", 5_381_194),
         ("deit_tiny", 5_717_416),
         ("deit_small", 22_050_664),

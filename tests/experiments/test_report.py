@@ -235,3 +235,8 @@ def test_tables_and_paragraphs_in_markdown():
     lines = pages._wrapped(50 * "word " + 50 * "at 4. It - or + is ").splitlines()
     assert max(map(len, lines)) <= 88 < len(lines[0] + lines[1])
     assert not any(re.match(r"(\d+\.|[-+*]) ", line) for line in lines)
+
+
+def test_accuracy_is_the_metric_of_the_task():
+    values = {"experiment": {"task": {"kind": "Segmentation"}}, "test": {"miou": 0.4}}
+    assert Run("x", values).accuracy == 0.4

@@ -1,0 +1,153 @@
+"""Images with a class for every pixel, of tensorflow-datasets, without TensorFlow."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tensorflow_datasets.core import read_only_builder
+
+from experiments.data.batches import Example, NotPreparedError, Split
+from experiments.data.images import explained, open_source, preparing, require_folder
+
+UNLABELLED = 255
+"""The label of pixels that are left out."""
+
+# Pascal VOC's classes 1 to 20 on COCO's labels; all else is background, 0.
+_VOC = {
+    4: 1,  # aeroplane
+    1: 2,  # bicycle
+    14: 3,  # bird
+    8: 4,  # boat
+    39: 5,  # bottle
+    5: 6,  # bus
+    2: 7,  # car
+    15: 8,  # cat
+    56: 9,  # chair
+    19: 10,  # cow
+    60: 11,  # dining table
+    16: 12,  # dog
+    17: 13,  # horse
+    3: 14,  # motorbike
+    0: 15,  # person
+    58: 16,  # potted plant
+    18: 17,  # sheep
+    57: 18,  # sofa
+    6: 19,  # train
+    62: 20,  # tv monitor
+}
+
+
+def open_split(
+    name: str, split: str | None, data_dir: pathlib.Path | None = None
+) -> Split:
+    """Open a split; images are decoded when they are asked for.
+
+    Args:
+      name: "camvid", or "coco/2017_panoptic" with the 21 classes of Pascal VOC.
+      split: As of `images.open_split`.
+      data_dir: The folder of tensorflow-datasets; `None` for its default.
+
+    Returns:
+      Examples of `image`, uint8 `(height, width, 3)`, and `labels`, uint8
+      `(height, width)`, `UNLABELLED` where there is no class.
+
+    Raises:
+      NotPreparedError: A set that is not there, with what to do.
+      SystemExit: A set or split that is unknown.
+    """
+    if name not in _SETS:
+        raise SystemExit(
+            f"{name}: expected a set with classes of pixels, {' or '.join(_SETS)}"
+        )
+    classes, read = _SETS[name]
+    require_folder(data_dir)
+    # From its files: the code of COCO's builder needs TensorFlow.
+    with explained(name, preparing(name), NotPreparedError):
+        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+    source, split = open_source(builder, name, split)
+    title = f"{name} {split}"
+    return Split(title, Scenes(title, source, read, classes), classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes(Sequence[Example]):
+    """Examples of a source, checked; see `open_split`.
+
+    Attributes:
+      name: For errors.
+      source: Random access to a data set's own examples.
+      read: Labels `(height, width)` of one of these.
+      classes: How many there are.
+    """
+
+    name: str
+    source: Any
+    read: Callable[[Any], np.ndarray]
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        example = self.source[index]
+        place = f"{self.name}: example {index}"
+        image = colored(place, example["image"])
+        labels = self.read(example)
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"{place}: expected labels of the image's shape {image.shape[:2]}, "
+                f"got {labels.shape}"
+            )
+        beyond = labels[(labels >= self.classes) & (labels != UNLABELLED)]
+        if beyond.size:
+            raise ValueError(
+                f"{place}: expected labels below {self.classes}, or {UNLABELLED} for "
+                f"none, got {beyond.max()}"
+            )
+        return {"image": image, "labels": labels.astype(np.uint8)}
+
+
+def colored(place: str, image: np.ndarray) -> np.ndarray:
+    """An image in three channels of 8 bits, from gray or colour of 8 or 16.
+
+    Args:
+      place: For errors.
+      image: `(height, width)` or `(height, width, channels)`, one or three.
+
+    Raises:
+      ValueError: Another shape or dtype.
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"{place}: expected one or three channels, got {image.shape}")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ValueError(f"{place}: expected uint8 or uint16, got {image.dtype}")
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _camvid(example: Any) -> np.ndarray:
+    labels = example["segmentation_label"][..., 0]
+    return np.where(labels == 11, UNLABELLED, labels)
+
+
+def _panoptic(example: Any) -> np.ndarray:
+    """The class of the object at every pixel."""
+    colors = example["panoptic_image"].astype(np.int32)
+    found = colors @ np.array([1, 256, 65536], np.int32)
+    labels = np.full(found.shape, UNLABELLED, np.uint8)
+    objects = example["panoptic_objects"]
+    for identity, label in zip(objects["id"], objects["label"], strict=True):
+        labels[found == identity] = _VOC.get(int(label), 0)
+    return labels
+
+
+_SETS: dict[str, tuple[int, Callable[[Any], np.ndarray]]] = {
+    "camvid": (11, _camvid),
+    "coco/2017_panoptic": (21, _panoptic),
+}
+"""How many classes a set has, and what reads its labels."""

@@ -1,0 +1,69 @@
+"""Images beside what networks make of them."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from experiments.data.scenes import UNLABELLED, colored
+from experiments.models.network import Network
+from experiments.tasks.task import Task
+
+
+def write(
+    folder: pathlib.Path,
+    examples: Sequence[Any],
+    task: Task,
+    network: Network,
+    models: Sequence[nnx.Module],
+) -> None:
+    """Write a PNG for every example: the image, then the outputs of each model.
+
+    Args:
+      folder: Made where it is missing.
+      examples: Not yet prepared.
+      task: One that has `draw`.
+      network: What the models are.
+      models: For inference.
+
+    Raises:
+      SystemExit: A task without pictures, or a folder that cannot be written.
+    """
+    draw = getattr(task, "draw", None)
+    if draw is None:
+        raise SystemExit(f"--show: {type(task).__name__} draws no pictures")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--show: {error}") from error
+    predict = nnx.jit(lambda model, inputs: model(inputs))
+    for index, example in enumerate(examples):
+        prepared = task.prepare(example, size=network.size)
+        inputs = network.inputs({name: x[None] for name, x in prepared.items()})
+        outputs = [predict(model, inputs) for model in models]
+        drawn = [
+            draw(jax.tree.map(lambda x: np.asarray(x)[0], output), prepared)
+            for output in outputs
+        ]
+        beside = np.concatenate([prepared["image"], *drawn], axis=1)
+        Image.fromarray(beside).save(folder / f"{index}.png")
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """An image file, gray or colour of 8 or 16 bits, as a scene without labels.
+
+    Raises:
+      SystemExit: A file that is no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            plain = picture.mode in ("L", "RGB", "I;16")
+            pixels = np.asarray(picture if plain else picture.convert("RGB"))
+    except OSError as error:
+        raise SystemExit(f"--images: {path}: {error}") from error
+    image = colored(str(path), pixels)
+    return {"image": image, "labels": np.full(image.shape[:2], UNLABELLED, np.uint8)}

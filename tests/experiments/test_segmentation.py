@@ -1,0 +1,229 @@
+"""Segmentation: scenes, their augmentation, losses and scores."""
+
+import dataclasses
+import json
+import pathlib
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import sklearn.metrics
+from PIL import Image
+
+from experiments import evaluate
+from experiments.data import scenes
+from experiments.data.augmentation import SceneAugmentation
+from experiments.data.batches import NotPreparedError
+from experiments.models.zoo import NETWORKS
+from experiments.tasks import Segmentation, pictures
+from tests.experiments import tiny
+from tests.shared import shared
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+TASK = Segmentation()
+_judge = jax.jit(TASK.judge)
+
+
+def _rows(logits, labels):
+    return np.asarray(_judge(logits, {"labels": labels}))
+
+
+# Scikit-learn warns of images that have one class, or none.
+@pytest.mark.filterwarnings("ignore:::sklearn")
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(
+    st.integers(0, 2**32 - 1), st.sampled_from([1, 5]), st.sampled_from([1, 3])
+)
+def test_scores_are_those_of_a_confusion_matrix_of_scikit_learn(seed, classes, side):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(3, side, side, classes)).astype("f4")
+    labels = rng.integers(0, classes, (3, side, side)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = scenes.UNLABELLED
+    labels[0, 0, 0] = 0
+    rows = _rows(logits, labels)
+    taken, valid = logits.argmax(-1), labels != scenes.UNLABELLED
+
+    def expected(truth, guess):
+        matrix = sklearn.metrics.confusion_matrix(
+            truth, guess, labels=np.arange(classes)
+        )
+        found = [
+            matrix[i, i] / (matrix[i].sum() + matrix[:, i].sum() - matrix[i, i])
+            for i in range(classes)
+            if matrix[i].any()
+        ]
+        return matrix, np.mean(found)
+
+    matrix, miou = expected(labels[valid], taken[valid])
+    np.testing.assert_array_equal(rows.sum(0), matrix)
+    score = TASK.score(rows)
+    assert score["miou"] == pytest.approx(miou, abs=1e-6)
+    right = np.mean(labels[valid] == taken[valid])
+    assert score["pixels"] == pytest.approx(right, abs=1e-6)
+    shares = sklearn.metrics.jaccard_score(
+        labels[valid], taken[valid], labels=np.arange(classes), average=None
+    )
+    for i in range(classes):
+        share = shares[i] if matrix[i].any() else None
+        assert score.get(f"iou_{i}") == pytest.approx(share, abs=1e-6)
+    for i, value in enumerate(TASK.each(rows)):
+        rest = valid.copy()
+        rest[i] = False
+        left = expected(labels[rest], taken[rest])[1] if rest.any() else 0.0
+        assert value == pytest.approx(3 * miou - 2 * left, abs=1e-6)
+
+
+def test_losses_against_plain_numpy(rng):
+    logits, other = rng.normal(size=(2, 2, 3, 5, 4)).astype("f4")
+    labels = rng.integers(0, 4, (2, 3, 5)).astype(np.uint8)
+    labels[0, 1:] = scenes.UNLABELLED
+    log, valid = scipy.special.log_softmax(logits, -1), labels != scenes.UNLABELLED
+    expected = -np.mean(log[valid][np.arange(valid.sum()), labels[valid]])
+    loss = TASK.loss(logits, {"labels": labels})
+    assert loss == pytest.approx(expected, rel=1e-5)
+    expected = -np.mean(np.sum(scipy.special.softmax(other, -1) * log, -1))
+    assert TASK.match(logits, other) == pytest.approx(expected, rel=1e-5)
+    none = np.full_like(labels, scenes.UNLABELLED)
+    assert TASK.loss(logits, {"labels": none}) == 0
+    assert TASK.score(_rows(logits, none)) == {"miou": 0.0, "pixels": 0.0}
+
+
+def test_nan_is_never_right():
+    logits = np.full((1, 2, 2, 3), np.nan, np.float32)
+    labels = np.array([[[0, 1], [2, scenes.UNLABELLED]]], np.uint8)
+    rows = _rows(logits, labels)
+    assert np.trace(rows[0]) == 0 and rows.sum() == 3
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, 0.9), (1.1, 2.0)])
+def test_image_and_labels_move_together(scale, rng):
+    labels = np.repeat(np.repeat(np.arange(1, 10).reshape(3, 3), 32, 0), 32, 1)
+    labels = labels.astype(np.uint8)
+    image = np.stack([25 * labels] * 3, -1)
+    augmentation = SceneAugmentation(scale=scale, flip=True)
+    task, seen = Segmentation(augmentation=augmentation), set()
+    for _ in range(20):
+        found = task.prepare({"image": image, "labels": labels}, rng, size=96)
+        inside = found["labels"] != scenes.UNLABELLED
+        assert found["image"].shape == (96, 96, 3) and found["labels"].shape == (96, 96)
+        assert np.all(found["image"][~inside] == 127)
+        near = np.abs(found["image"][..., 0] - 25.0 * found["labels"])[inside]
+        assert np.mean(near > 12) < 0.2  # at edges alone, where bicubic is between
+        seen.add(found["labels"].tobytes())
+        assert inside.all() == (scale[0] >= 1)
+    assert len(seen) > 1
+
+
+def _scenes(image, labels, classes=3):
+    return scenes.Scenes("set", [{"image": image}], lambda _: labels, classes)
+
+
+def test_wrong_scenes_say_why():
+    image, labels = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    with pytest.raises(ValueError, match=r"set: example 0: .*\(4, 6\), got \(6, 4\)"):
+        _scenes(image, labels.T)[0]
+    with pytest.raises(ValueError, match="labels below 3, or 255 for none, got 7"):
+        _scenes(image, labels + np.uint8(7))[0]
+    with pytest.raises(ValueError, match="one or three channels, got"):
+        _scenes(np.zeros((4, 6, 2), np.uint8), labels)[0]
+    with pytest.raises(ValueError, match="uint8 or uint16, got float32"):
+        _scenes(image.astype("f4"), labels)[0]
+    with pytest.raises(SystemExit, match="none: expected a set with classes of pixels"):
+        TASK.open("none", None, None)
+
+
+def test_a_missing_set_says_what_to_do(tmp_path):
+    with pytest.raises(NotPreparedError, match="camvid(.|\n)*tfds build"):
+        TASK.open("camvid", "train", tmp_path)
+    with pytest.raises(SystemExit, match="--data-dir: there is no folder"):
+        TASK.open("camvid", "train", tmp_path / "missing")
+
+
+def test_gray_and_deep_images_are_made_colour_of_eight_bits():
+    labels = np.full((4, 6), 2, np.uint8)
+    gray = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    for image in (gray, gray[..., None], gray.astype(np.uint16) * 257):
+        example = _scenes(image, labels)[0]
+        np.testing.assert_array_equal(example["image"], np.stack([gray] * 3, -1))
+        prepared = TASK.prepare(example, size=8)
+        shapes = TASK.shapes(NETWORKS["deeplabv3_mnv2_050"])
+        assert {k: (x.ndim, x.dtype) for k, x in prepared.items()} == {
+            k: (len(x.shape), x.dtype) for k, x in shapes.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "classes"),
+    [("camvid", (367, 101), 11), ("coco/2017_panoptic", (100, 100), 21)],
+)
+def test_reads_scenes_without_tensorflow(name, counts, classes):
+    folder = shared("tfds")
+    splits = [TASK.open(name, split, folder) for split in ("train", None)]
+    assert tuple(map(len, splits)) == counts
+    assert {split.classes for split in splits} == {classes}
+    labels = np.concatenate([splits[1][i]["labels"].reshape(-1) for i in range(10)])
+    assert np.mean(labels == scenes.UNLABELLED) < 0.2
+    assert len(np.unique(labels)) > 5
+
+
+def test_pictures_have_the_colours_of_pascal_voc():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    logits = np.zeros((1, 2, 21), np.float32)
+    logits[0, 1, 15] = 1
+    picture = TASK.draw(logits, {"image": image})
+    np.testing.assert_array_equal(picture, [[[100, 100, 100], [146, 114, 114]]])
+
+
+def test_scores_of_coco(capsys):
+    options = evaluate.Options(
+        "deeplabv3_mnv2_050",
+        shared("models/deeplabv3_mnv2_050.safetensors"),
+        task="segmentation",
+        dataset="coco/2017_panoptic",
+        data_dir=shared("tfds"),
+        batch=20,
+        json=True,
+    )
+    assert evaluate.main(options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 100
+    assert found["miou"] == pytest.approx(0.360, abs=0.001)
+    assert found["pixels"] == pytest.approx(0.8416, abs=0.001)
+
+
+def test_pictures_of_image_files(tmp_path):
+    gray = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    files = tuple(tmp_path / f"{name}.png" for name in ("gray", "deep", "clear"))
+    Image.fromarray(gray).save(files[0])
+    deep.save(files[1])
+    Image.fromarray(gray).convert("RGBA").save(files[2])
+    network = NETWORKS["deeplabv3_mnv2_050"]
+    weights = pathlib.Path(tiny.weights(tmp_path, network))
+    options = evaluate.Options(
+        network.name,
+        weights,
+        task="segmentation",
+        show=tmp_path / "pictures",
+        beside=weights,
+        images=files,
+    )
+    assert evaluate.main(options) == 0
+    found = [
+        pictures.read(tmp_path / f"pictures/{index}.png")["image"] for index in range(3)
+    ]
+    assert found[0].shape == (257, 3 * 257, 3)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[0][:, 257:514], found[0][:, 514:])
+    for changes, why in (
+        ({"task": "classification"}, "Classification draws no pictures"),
+        ({"images": (weights,)}, "--images: .*cannot identify"),
+        ({"show": None}, "expected --show DIR"),
+    ):
+        with pytest.raises(SystemExit, match=why):
+            evaluate.main(dataclasses.replace(options, **changes))
