@@ -5,6 +5,8 @@ r"""Scores of a network with the weights of a checkpoint, packed or not.
     ssvq compress ../shared/models/deit_tiny_cifar10.safetensors deit.ssvq.safetensors
     python -m experiments.evaluate deit_tiny_cifar10 deit.ssvq.safetensors \
         --dataset cifar10 --data-dir ../shared/tfds
+    python -m experiments.evaluate yolox_nano ../shared/models/yolox_nano.safetensors \
+        --task detection --dataset coco/2017_panoptic --data-dir ../shared/tfds
 
 Checkpoints have timm's names and PyTorch's layout. 1,000 images of 224 pixels take
 half a minute on 2 CPU cores.

@@ -38,6 +38,12 @@ class _Objects(Sequence[Example]):
             area = [np.count_nonzero(mask) for mask in objects["mask"]]
         else:
             area = objects["area"]
+        known = (labels >= 0) & (labels < CLASSES)
+        if not np.all(known | ~kept):
+            raise ValueError(
+                f"image {example['image/id']}: label: expected 0 to {CLASSES - 1}, "
+                f"got {labels[~known][0]}"
+            )
         height, width = image.shape[:2]
         shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
         sides = np.array([width, height, width, height], np.float32)

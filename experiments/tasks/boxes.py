@@ -52,7 +52,8 @@ def decode(
     cells = jnp.broadcast_to(places[:, :2], (*outputs.shape[:-1], 2))
     strides = jnp.broadcast_to(places[:, 2:], (*outputs.shape[:-1], 2))
     centre = (outputs[..., :2] + cells) * strides
-    half = jnp.exp(outputs[..., 2:4]) * strides / 2
+    # Larger ones are no boxes, and areas would overflow.
+    half = jnp.exp(jnp.minimum(outputs[..., 2:4], 20)) * strides / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
