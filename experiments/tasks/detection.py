@@ -49,8 +49,9 @@ class Detection:
     """Detection with YOLOX's outputs and losses; methods as of `Task`.
 
     Examples are `image`, uint8 `(size, size, 3)`; of objects, padded to `targets`,
-    `boxes` in its pixels, `labels` (-1 for none), `crowd` and `area`; and `scale`, its
-    pixels over those of the stored image. Outputs are those of `YOLOX`.
+    `boxes` in its pixels, `labels` (-1 for none), `crowd` and `area`; `sides`, width
+    and height of the stored image; and `scale`, its pixels over those of the stored
+    image. Outputs are those of `YOLOX`.
 
     Attributes:
       targets: Most objects of an image.
@@ -103,14 +104,14 @@ class Detection:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         boxes = boxes * np.float32(scale)
+        sides = np.array(example["image"].shape[1::-1], np.float32)
         if rng is not None:
-            height, width = example["image"].shape[:2]
-            sides = np.array([width, height] * 2, np.float32) * np.float32(scale)
-            boxes = np.clip(boxes, 0, sides)
+            boxes = np.clip(boxes, 0, np.tile(sides, 2) * np.float32(scale))
             image, boxes = self._placed(image, boxes, size, rng)
         missing = self.targets - len(boxes)
         return {
             "image": image,
+            "sides": sides,
             "scale": np.float32(scale),
             "boxes": np.pad(boxes, ((0, missing), (0, 0))),
             "labels": np.pad(example["labels"], (0, missing), constant_values=-1),
@@ -142,6 +143,7 @@ class Detection:
         n, struct = self.targets, jax.ShapeDtypeStruct
         return {
             "image": struct((network.size, network.size, 3), jnp.uint8),
+            "sides": struct((2,), jnp.float32),
             "scale": struct((), jnp.float32),
             "boxes": struct((n, 4), jnp.float32),
             "labels": struct((n,), jnp.int32),
@@ -198,7 +200,7 @@ class Detection:
         return total / jnp.maximum(jnp.sum(weight), 1)
 
     def judge(self, outputs: jax.Array, batch: Example) -> Detections:
-        """The best boxes that overlap none of their class, and the objects."""
+        """The best boxes that overlap none of their class, cut to images; objects."""
         scale = batch["scale"][:, None, None]
         places = geometry.locations(batch["image"].shape[1])
         boxes = geometry.decode(outputs, places) / scale
@@ -206,17 +208,17 @@ class Detection:
         classes = jnp.argmax(outputs[..., 5:], axis=-1)
         scores = shares[..., 0] * jnp.max(shares[..., 1:], axis=-1)
 
-        def best(boxes, scores, classes):
+        def best(boxes, scores, classes, sides):
             kept = geometry.suppress(boxes, scores, classes, count=_FOUND)
-            there = kept >= 0
+            there, limits = kept >= 0, jnp.tile(sides, 2)[None]
             return (
-                jnp.where(there[:, None], boxes[kept], 0),
+                jnp.where(there[:, None], jnp.clip(boxes[kept], 0, limits), 0),
                 jnp.where(there, scores[kept], 0),
                 jnp.where(there, classes[kept], -1),
             )
 
         return Detections(
-            *jax.vmap(best)(boxes, scores, classes),
+            *jax.vmap(best)(boxes, scores, classes, batch["sides"]),
             truth=batch["boxes"] / scale,
             labels=batch["labels"],
             crowd=batch["crowd"],
