@@ -8,6 +8,8 @@ r"""Scores of a network with the weights of a checkpoint, packed or not.
     python -m experiments.evaluate deeplabv3_mnv2_050 \
         ../shared/models/deeplabv3_mnv2_050.safetensors --task segmentation \
         --dataset coco/2017_panoptic --data-dir ../shared/tfds --show pictures
+    python -m experiments.evaluate yolox_nano ../shared/models/yolox_nano.safetensors \
+        --task detection --dataset coco/2017_panoptic --data-dir ../shared/tfds
 
 Checkpoints have timm's names and PyTorch's layout. 1,000 images of 224 pixels take
 half a minute on 2 CPU cores.

@@ -38,6 +38,34 @@ def fit_labels(labels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+    """A whole image at the top left of a square, bilinear; the rest is 114, as YOLOX's.
+
+    Args:
+      image: uint8 `(height, width, channels)`, one or three.
+      size: Height and width of the result, of three channels.
+
+    Returns:
+      The square, and how many of its pixels are one of the image.
+
+    Raises:
+      ValueError: Images of another dtype or other channels.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            "image: expected uint8 (height, width, 1 or 3), "
+            f"got {image.dtype} {image.shape}"
+        )
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    inside = max(1, int(width * scale)), max(1, int(height * scale))
+    picture = to_pillow(image).convert("RGB")
+    resized = np.asarray(picture.resize(inside, Image.Resampling.BILINEAR))
+    square = np.full((size, size, 3), 114, np.uint8)
+    square[: inside[1], : inside[0]] = resized
+    return square, scale
+
+
 def to_pillow(image: np.ndarray) -> Image.Image:
     """An image uint8 `(height, width, channels)` for Pillow, of one or three."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

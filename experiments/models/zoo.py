@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.models import deeplab, deit, mobile
+from experiments.models import deeplab, deit, mobile, yolox
 from experiments.models.network import ImageNetwork
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -52,11 +52,23 @@ def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
     return mobile.MobileNetV1(classes, rngs=rngs)
 
 
+def _yolox(name: str) -> ImageNetwork:
+    architecture = yolox.ARCHITECTURES[name]
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return yolox.YOLOX(architecture, classes, rngs=rngs)
+
+    return ImageNetwork(
+        name=name, make=make, size=architecture.size, classes=80, mean=0.0, std=1.0
+    )
+
+
 _NETWORKS = (
     *map(_deit, deit.CONFIGS),
     *map(_mobile, mobile.ARCHITECTURES),
     *map(_deeplab, deeplab.CONFIGS),
     ImageNetwork(name="mobilenet_v1_025", make=_mobilenet_v1, size=224),
+    *map(_yolox, yolox.ARCHITECTURES),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}
 """Networks by name.

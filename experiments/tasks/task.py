@@ -85,7 +85,8 @@ class Task(Protocol):
         """What `metric` is the mean of, `(examples,)`: for intervals and differences.
 
         Where the metric is no mean over examples, its jackknife's pseudo-values,
-        `n * metric(all) - (n - 1) * metric(all but one)`.
+        `n * metric(all) - (n - 1) * metric(all but one)`; where these take long, of
+        groups of examples, `(groups,)`.
         """
         ...
 

@@ -187,7 +187,7 @@ class Program:
         )
         loss = task.match(outputs, target)
         if weight:
-            errors = jax.tree.map(_relative_error, features, wanted)
+            errors = jax.tree.leaves(jax.tree.map(_relative_error, features, wanted))
             loss += weight * jnp.mean(jnp.stack(errors))
         return loss, after
 

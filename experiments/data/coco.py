@@ -1,0 +1,112 @@
+"""Images with boxes: COCO in the forms that tensorflow-datasets has."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
+from tensorflow_datasets.core.utils import version
+
+from experiments.data.batches import Example, NotPreparedError, Split
+
+CLASSES = 80
+"""Things of COCO; what has a larger label in panoptic sets is stuff, and left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objects(Sequence[Example]):
+    """Examples of a source with `objects` or `panoptic_objects`."""
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        example = self.source[index]
+        image = example["image"]
+        panoptic = "panoptic_objects" in example
+        objects = example["panoptic_objects" if panoptic else "objects"]
+        labels = np.asarray(objects["label"], np.int32).reshape(-1)
+        kept = labels < CLASSES if panoptic else np.ones(len(labels), bool)
+        if panoptic:
+            area = _areas(example["panoptic_image"], objects["id"])
+        elif "mask" in objects:
+            area = [np.count_nonzero(mask) for mask in objects["mask"]]
+        else:
+            area = objects["area"]
+        known = (labels >= 0) & (labels < CLASSES)
+        if not np.all(known | ~kept):
+            raise ValueError(
+                f"image {example['image/id']}: label: expected 0 to {CLASSES - 1}, "
+                f"got {labels[~known][0]}"
+            )
+        height, width = image.shape[:2]
+        shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+        sides = np.array([width, height, width, height], np.float32)
+        return {
+            "image": image,
+            "id": int(example["image/id"]),
+            "boxes": (shares[:, [1, 0, 3, 2]] * sides)[kept],
+            "labels": labels[kept],
+            "crowd": np.asarray(objects["is_crowd"], bool).reshape(-1)[kept],
+            "area": np.asarray(area, np.float32).reshape(-1)[kept],
+        }
+
+
+def _areas(mask: np.ndarray, ids: Any) -> list[int]:
+    """Pixels of every segment of a panoptic mask, whose colours are numbers."""
+    values = mask.astype(np.int64) @ np.array([1, 256, 65536])
+    found, counts = np.unique(values, return_counts=True)
+    pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return [pixels.get(int(i), 0) for i in ids]
+
+
+def open_split(
+    name: str, split: str | None, data_dir: pathlib.Path | None = None
+) -> Split:
+    """Open a split; images are decoded when they are asked for.
+
+    Args:
+      name: A set of tensorflow-datasets with objects, prepared as array_record, such
+        as "coco/2017", "coco/2017_panoptic" or "coco/2017_instances".
+      split: As in tensorflow-datasets; `None` for "validation".
+      data_dir: The folder of tensorflow-datasets; `None` for its default.
+
+    Returns:
+      Examples of `image`, uint8 `(height, width, channels)`, its `id`, and of its
+      objects `boxes`, float32 `(n, 4)` of left, top, right and bottom in pixels,
+      `labels`, int32 `(n,)` below 80, `crowd`, bool, and `area`, float32, in pixels
+      of the image as it is stored: of the mask where there is one.
+
+    Raises:
+      NotPreparedError: A set that is not there, with what to do.
+      SystemExit: A set or split that is unknown or of another kind.
+    """
+    # By the folder: tensorflow-datasets makes COCO's builder with TensorFlow alone.
+    folder = pathlib.Path(data_dir or constants.DATA_DIR).expanduser() / name
+    versions = version.list_all_versions(folder) if folder.is_dir() else []
+    if not versions:
+        raise NotPreparedError(
+            f"{name}: nothing in {folder}\n"
+            "Prepare it once as array_record where TensorFlow is installed:\n"
+            f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
+            "and name that folder: --data-dir DIR"
+        )
+    split = split or "validation"
+    try:
+        builder: Any = tfds.builder_from_directory(folder / str(max(versions)))
+        features = set(builder.info.features)
+        if not features & {"objects", "panoptic_objects"}:
+            raise ValueError(
+                f"expected images with objects, got {', '.join(sorted(features))}"
+            )
+        source = builder.as_data_source(split=split)
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
+        raise SystemExit(f"{name} {split}: cannot be read: {error}") from error
+    if not len(source):
+        raise SystemExit(f"{name} {split}: cannot be read: it has no images")
+    return Split(f"{name} {split}", _Objects(source), CLASSES)
