@@ -56,8 +56,8 @@ def open_split(
         split = "validation" if "validation" in known else "test"
     kind, advice = SystemExit, ""
     if not known:
-        kind, advice = NotPreparedError, _preparing(name)
-    with _explained(f"{name} {split}", advice, kind):
+        kind, advice = NotPreparedError, preparing(name)
+    with explained(f"{name} {split}", advice, kind):
         if known and not known[split].num_examples:
             raise ValueError("it has no images")
         source = builder.as_data_source(split=split)
@@ -69,7 +69,7 @@ def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
     """A set of labelled images, prepared or not; arguments as of `open_split`."""
     if data_dir is not None and not data_dir.is_dir():
         raise SystemExit(f"--data-dir: there is no folder {data_dir}")
-    with _explained(name, _preparing(name)):
+    with explained(name, preparing(name)):
         builder: Any = tfds.builder(name, data_dir=data_dir)
         features = builder.info.features
     if not {"image", "label"} <= set(features):
@@ -79,7 +79,7 @@ def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
     return builder
 
 
-def _preparing(name: str) -> str:
+def preparing(name: str) -> str:
     """How to prepare a set."""
     return (
         "\nPrepare it once as array_record where TensorFlow is installed:\n"
@@ -89,7 +89,7 @@ def _preparing(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(
+def explained(
     name: str, advice: str = "", kind: type[SystemExit] = SystemExit
 ) -> Iterator[None]:
     """Errors of a set or split that cannot be read, with what to do."""
@@ -110,7 +110,7 @@ def _digits(split: str) -> Split:
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(part)], num_bytes=0)
         for name, part in parts.items()
     }
-    with _explained(f"digits {split}"):
+    with explained(f"digits {split}"):
         instruction = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
         chosen = [
             i

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.models import deit, mobile
-from experiments.models.network import ImageNetwork
+from experiments.models import deit, llama, mobile
+from experiments.models.network import ImageNetwork, Network, TextNetwork
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 _CIFAR10 = {
@@ -43,10 +43,21 @@ def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
     return mobile.MobileNetV1(classes, rngs=rngs)
 
 
-_NETWORKS = (
+def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
+    config = llama.CONFIGS[name]
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return llama.Llama(config, classes, rngs=rngs)
+
+    return TextNetwork(name=name, make=make, size=window, classes=vocabulary)
+
+
+_NETWORKS: tuple[Network, ...] = (
     *map(_deit, deit.CONFIGS),
     *map(_mobile, mobile.ARCHITECTURES),
     ImageNetwork(name="mobilenet_v1_025", make=_mobilenet_v1, size=224),
+    _llama("smollm2_135m", 49_152, 512),
+    _llama("llama_books", 2048, 256),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}
 """Networks by name.

@@ -1,6 +1,10 @@
 """What can be learned, by name: a task is one file here and a name in this list."""
 
 from experiments.tasks.classification import Classification
+from experiments.tasks.language import Language
 from experiments.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "language": Language,
+}
