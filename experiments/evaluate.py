@@ -7,8 +7,8 @@ r"""Scores of a network with the weights of a checkpoint, packed or not.
         --dataset cifar10 --data-dir ../shared/tfds
 
 Checkpoints have timm's names and PyTorch's layout, language models Hugging Face's, see
-experiments/models/smollm2.py. 1,000 images of 224 pixels take
-half a minute on 2 CPU cores.
+experiments/models/smollm2.py. 1,000 images of 224 pixels take half a minute on 2 CPU
+cores.
 """
 
 import dataclasses
@@ -62,8 +62,6 @@ class Options:
     """Split, such as test[:1000]; validation or test where not given."""
     data_dir: pathlib.Path | None = None
     """Folder of the data sets."""
-    tokenizer: str = BYTES
-    """Of text: "bytes", or a file tokenizer.json."""
     batch: int = 50
     """Examples at a time."""
     json: Flag = False

@@ -191,9 +191,10 @@ def test_shards(tmp_path):
         checkpoint.load(model, path)
         found = _hugging_face(model)
         assert all(np.array_equal(found[name], x) for name, x in tensors.items())
-    places["lm_head.weight"] = "model-0.safetensors"
-    places["model.norm.weight"] = "model-0.safetensors"
-    index.write_text(json.dumps({"weight_map": places}))
+    first = places["lm_head.weight"]
+    other = {"0": "1", "1": "0"}[first.removesuffix(".safetensors")[-1]]
+    moved = {**places, "lm_head.weight": f"model-{other}.safetensors"}
+    index.write_text(json.dumps({"weight_map": moved}))
     with pytest.raises(SystemExit, match="model-[01].safetensors: its tensors are not"):
         checkpoint.load(model, index)
     (tmp_path / "model-1.safetensors").unlink()
