@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
 from experiments.models import shards
+from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.codecs import is_compressed
 
 # Flax's names of leaves where timm's differ.
@@ -61,6 +62,42 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
             )
         variable[...] = jnp.asarray(tensor, variable.dtype)
     nnx.update(model, state)
+
+
+def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
+    """Parameters with packed kernels as they are, and all else decoded.
+
+    Args:
+      model: Tells names and shapes; it may have no values, and is not changed.
+      path: File as `save` writes it.
+
+    Returns:
+      Nested dicts of arrays and `Compressed` nodes; `None` for a file that has no
+      nodes in Flax's layout.
+
+    Raises:
+      SystemExit: As of `load`.
+    """
+    try:
+        tensors = shards.tensors(path)
+        packed = tensors.packed if isinstance(tensors, Checkpoint) else None
+        flat = {keys: x.shape for keys, x in nnx.to_flat_state(nnx.state(model))}
+        names = {keys: flax_name(keys) for keys in flat}
+        if packed is None or set(packed).isdisjoint(names.values()):
+            return None
+        _require_same_names(path, set(names.values()), set(packed))
+        params = {}
+        for keys, shape in flat.items():
+            value = packed[names[keys]]
+            if value.shape != shape:
+                raise ValueError(
+                    f"{path}: {names[keys]}: expected shape {shape}, got {value.shape}"
+                )
+            kept = is_compressed(value) and keys[-1] == "kernel"
+            params[keys] = value if kept else jnp.asarray(ssvq.decode(value))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    return nnx.traversals.unflatten_mapping(params)
 
 
 def save(path: str | pathlib.Path, params: Any, statistics: Any) -> None:

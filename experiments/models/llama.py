@@ -250,8 +250,8 @@ class Llama(nnx.Module):
             raise ValueError(f"length: expected 1 to {config.context}, got {length}")
         dtype = self.model.embed_tokens.embedding.dtype
         shape = (config.depth, batch, length, config.shared_heads, config.head)
-        blank = jnp.zeros(shape, dtype)
-        return Cache(blank, blank, jnp.zeros((), jnp.int32))
+        keys, values = (jnp.zeros(shape, dtype) for _ in range(2))  # may be donated
+        return Cache(keys, values, jnp.zeros((), jnp.int32))
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read more tokens.
