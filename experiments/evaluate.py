@@ -11,8 +11,9 @@ r"""Scores of a network with the weights of a checkpoint, packed or not.
     python -m experiments.evaluate yolox_nano ../shared/models/yolox_nano.safetensors \
         --task detection --dataset coco/2017_panoptic --data-dir ../shared/tfds
 
-Checkpoints have timm's names and PyTorch's layout. 1,000 images of 224 pixels take
-half a minute on 2 CPU cores.
+Checkpoints have timm's names and PyTorch's layout, language models Hugging Face's, see
+experiments/models/smollm2.py. 1,000 images of 224 pixels take half a minute on 2 CPU
+cores.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from rich.progress import Progress
 
 from experiments.models import checkpoint
 from experiments.models.zoo import NETWORKS
-from experiments.tasks import TASKS, pictures
+from experiments.tasks import TASKS, Language, pictures
 from experiments.tasks.task import half_width
 from experiments.training import evaluation
 from experiments.training.config import Data, Experiment, Optimization
@@ -57,6 +58,8 @@ class Options:
     """Checkpoint, *.safetensors, packed or not."""
     task: Task = "classification"
     """What is judged."""
+    tokenizer: str = "bytes"
+    """Of language: "bytes", or a file tokenizer.json."""
     dataset: str = "imagenet_sample"
     """Data set that the task can open; those of tensorflow-datasets are prepared as
     array_record."""
@@ -84,14 +87,19 @@ def main(options: Options) -> int:
         raise SystemExit("--batch: expected at least 1")
     if options.show is None and (options.beside or options.images):
         raise SystemExit("--beside and --images: expected --show DIR with them")
+    network = NETWORKS[options.network]
     task = TASKS[options.task]()
     if options.show is not None and options.images:
-        _show(options, task, NETWORKS[options.network], options.show)
+        _show(options, task, network, options.show)
         return 0
+    if isinstance(task, Language):
+        task = Language(tokenizer=options.tokenizer, window=network.size)
     split = task.open(options.dataset, options.split, options.data_dir)
+    if isinstance(task, Language):
+        network.require_classes(options.tokenizer, split.classes)
     experiment = Experiment(
         task=task,
-        network=NETWORKS[options.network].with_classes(split.classes),
+        network=network.with_classes(split.classes),
         data=Data(name=options.dataset),
         optimization=Optimization(epochs=1),
         weights=str(options.weights),

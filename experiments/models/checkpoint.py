@@ -1,4 +1,7 @@
-"""Checkpoints into NNX modules whose attributes have timm's names, and out of them."""
+"""Checkpoints into NNX modules, and out of them.
+
+Their attributes have timm's names, those of language models Hugging Face's.
+"""
 
 import difflib
 import pathlib
@@ -10,12 +13,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
+from experiments.models import shards
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.codecs import is_compressed
 
 # Flax's names of leaves where timm's differ.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
-_LEAVES |= {"var": "running_var"}
+_LEAVES |= {"var": "running_var", "embedding": "weight"}
 # Bookkeeping of PyTorch that says nothing about the network.
 _IGNORED = "num_batches_tracked"
 
@@ -23,9 +27,10 @@ _IGNORED = "num_batches_tracked"
 def load(model: nnx.Module, path: str | pathlib.Path) -> None:
     """Fill a model from a checkpoint, packed or not, in place.
 
-    The checkpoint has timm's names and PyTorch's layout (kernels `(out, in)` become
-    `(in, out)`, OIHW becomes HWIO), or Flax's names and layout as `save` writes them.
-    A model with other names than timm's has them from its `stored_name`.
+    The checkpoint has timm's or Hugging Face's names and PyTorch's layout (kernels
+    `(out, in)` become `(in, out)`, OIHW becomes HWIO), or Flax's names and layout as
+    `save` writes them. A model with other names has them from its `stored_name`. It is
+    one file, or the index of its shards, or their folder.
 
     Raises:
       SystemExit: A file that cannot be read, or parameters that are missing, unknown or
@@ -38,7 +43,7 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
 
 
 def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
-    tensors = Checkpoint(path)
+    tensors = shards.tensors(path)
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     flat = nnx.to_flat_state(state)
@@ -50,7 +55,8 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
     _require_same_names(path, set(names.values()), stored)
     for keys, variable in flat:
         tensor = tensors[names[keys]]
-        tensor = tensor if is_own else to_flax(tensor)
+        if not is_own and keys[-1] != "embedding":  # which is (tokens, width) in both
+            tensor = to_flax(tensor)
         if tensor.shape != variable.shape:
             raise ValueError(
                 f"{path}: {names[keys]}: expected shape {variable.shape} in Flax's "
@@ -58,6 +64,42 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
             )
         variable[...] = jnp.asarray(tensor, variable.dtype)
     nnx.update(model, state)
+
+
+def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
+    """Parameters with packed kernels as they are, and all else decoded.
+
+    Args:
+      model: Tells names and shapes; it may have no values, and is not changed.
+      path: File as `save` writes it.
+
+    Returns:
+      Nested dicts of arrays and `Compressed` nodes; `None` for a file that has no
+      nodes in Flax's layout.
+
+    Raises:
+      SystemExit: As of `load`.
+    """
+    try:
+        tensors = shards.tensors(path)
+        packed = tensors.packed if isinstance(tensors, Checkpoint) else None
+        flat = {keys: x.shape for keys, x in nnx.to_flat_state(nnx.state(model))}
+        names = {keys: flax_name(keys) for keys in flat}
+        if packed is None or set(packed).isdisjoint(names.values()):
+            return None
+        _require_same_names(path, set(names.values()), set(packed))
+        params = {}
+        for keys, shape in flat.items():
+            value = packed[names[keys]]
+            if value.shape != shape:
+                raise ValueError(
+                    f"{path}: {names[keys]}: expected shape {shape}, got {value.shape}"
+                )
+            kept = is_compressed(value) and keys[-1] == "kernel"
+            params[keys] = value if kept else jnp.asarray(ssvq.decode(value))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    return nnx.traversals.unflatten_mapping(params)
 
 
 def save(path: str | pathlib.Path, params: Any, statistics: Any) -> None:

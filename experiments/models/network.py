@@ -84,3 +84,20 @@ class ImageNetwork(Network):
         image = jnp.broadcast_to(image, (*image.shape[:-1], self.channels))
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (image.astype(np.float32) - mean) / std
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextNetwork(Network):
+    """A network of text; its classes are the tokens of a vocabulary."""
+
+    def require_classes(self, dataset: str, classes: int) -> None:
+        """Raise `SystemExit` unless a tokenizer has as many tokens as the network."""
+        if classes != self.classes:
+            raise SystemExit(
+                f"the tokenizer of {dataset} has a vocabulary of {classes:,}, "
+                f"{self.name} one of {self.classes:,}: choose another of the two"
+            )
+
+    def inputs(self, batch: Mapping[str, Any]) -> jax.Array:
+        """`tokens`."""
+        return batch["tokens"]

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.models import deeplab, deit, mobile, yolox
-from experiments.models.network import ImageNetwork
+from experiments.models import deeplab, deit, llama, mobile, yolox
+from experiments.models.network import ImageNetwork, Network, TextNetwork
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 _CIFAR10 = {
@@ -63,12 +63,23 @@ def _yolox(name: str) -> ImageNetwork:
     )
 
 
-_NETWORKS = (
+def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
+    config = llama.CONFIGS[name]
+
+    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return llama.Llama(config, classes, rngs=rngs)
+
+    return TextNetwork(name=name, make=make, size=window, classes=vocabulary)
+
+
+_NETWORKS: tuple[Network, ...] = (
     *map(_deit, deit.CONFIGS),
     *map(_mobile, mobile.ARCHITECTURES),
     *map(_deeplab, deeplab.CONFIGS),
     ImageNetwork(name="mobilenet_v1_025", make=_mobilenet_v1, size=224),
     *map(_yolox, yolox.ARCHITECTURES),
+    _llama("smollm2_135m", 49_152, 512),
+    _llama("llama_books", 2048, 256),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}
 """Networks by name.
