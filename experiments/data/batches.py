@@ -46,6 +46,37 @@ class Split(Sequence[Example]):
         return dataclasses.replace(self, examples=list(bar))
 
 
+def joined(open_split: Callable[..., Split], names: str, *where: Any) -> Split:
+    """Splits of one name of several sets, one behind the other.
+
+    Args:
+      open_split: Opens that of one set.
+      names: Of sets with the same classes, joined by "+".
+      *where: The other arguments of `open_split`.
+    """
+    splits = [open_split(name, *where) for name in names.split("+")]
+    title = " + ".join(split.name for split in splits)
+    found = {split.classes for split in splits}
+    if len(found) > 1:
+        raise SystemExit(f"{title}: expected sets of the same classes, got {found}")
+    return Split(title, _Chain(splits), splits[0].classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain(Sequence[Example]):
+    parts: Sequence[Sequence[Example]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: Any) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
 def training_batches(
     split: Split,
     *,

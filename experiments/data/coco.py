@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import constants
-from tensorflow_datasets.core.utils import version
 
-from experiments.data.batches import Example, NotPreparedError, Split
+from experiments.data.batches import Example, Split
+from experiments.data.images import builder_of_files, open_source
 
 CLASSES = 80
 """Things of COCO; what has a larger label in panoptic sets is stuff, and left out."""
@@ -86,27 +84,11 @@ def open_split(
       NotPreparedError: A set that is not there, with what to do.
       SystemExit: A set or split that is unknown or of another kind.
     """
-    # By the folder: tensorflow-datasets makes COCO's builder with TensorFlow alone.
-    folder = pathlib.Path(data_dir or constants.DATA_DIR).expanduser() / name
-    versions = version.list_all_versions(folder) if folder.is_dir() else []
-    if not versions:
-        raise NotPreparedError(
-            f"{name}: nothing in {folder}\n"
-            "Prepare it once as array_record where TensorFlow is installed:\n"
-            f"  tfds build {name} --file_format=array_record [--data_dir=DIR]\n"
-            "and name that folder: --data-dir DIR"
+    builder = builder_of_files(name, data_dir)
+    features = set(builder.info.features)
+    if not features & {"objects", "panoptic_objects"}:
+        raise SystemExit(
+            f"{name}: expected images with objects, got {', '.join(sorted(features))}"
         )
-    split = split or "validation"
-    try:
-        builder: Any = tfds.builder_from_directory(folder / str(max(versions)))
-        features = set(builder.info.features)
-        if not features & {"objects", "panoptic_objects"}:
-            raise ValueError(
-                f"expected images with objects, got {', '.join(sorted(features))}"
-            )
-        source = builder.as_data_source(split=split)
-    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
-        raise SystemExit(f"{name} {split}: cannot be read: {error}") from error
-    if not len(source):
-        raise SystemExit(f"{name} {split}: cannot be read: it has no images")
+    source, split = open_source(builder, name, split)
     return Split(f"{name} {split}", _Objects(source), CLASSES)

@@ -10,6 +10,7 @@ import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
 
 from experiments.data.batches import Example, NotPreparedError, Split
 
@@ -84,6 +85,16 @@ def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
             f"{name}: expected images with a label each, got {', '.join(features)}"
         )
     return builder
+
+
+def builder_of_files(name: str, data_dir: pathlib.Path | None) -> Any:
+    """A prepared set by its files alone: the code of COCO's builder needs TensorFlow.
+
+    Arguments and errors as of `open_split`.
+    """
+    require_folder(data_dir)
+    with explained(name, preparing(name), NotPreparedError):
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
 
 
 def require_folder(data_dir: pathlib.Path | None) -> None:

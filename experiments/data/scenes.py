@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tensorflow_datasets.core import read_only_builder
 
-from experiments.data.batches import Example, NotPreparedError, Split
-from experiments.data.images import explained, open_source, preparing, require_folder
+from experiments.data.batches import Example, Split
+from experiments.data.images import builder_of_files, open_source
 
 UNLABELLED = 255
 """The label of pixels that are left out."""
@@ -45,7 +44,8 @@ def open_split(
     """Open a split; images are decoded when they are asked for.
 
     Args:
-      name: "camvid", or "coco/2017_panoptic" with the 21 classes of Pascal VOC.
+      name: "camvid", or "coco/2017_panoptic" or "coco/2017_instances" with the 21
+        classes of Pascal VOC.
       split: As of `images.open_split`.
       data_dir: The folder of tensorflow-datasets; `None` for its default.
 
@@ -62,10 +62,7 @@ def open_split(
             f"{name}: expected a set with classes of pixels, {' or '.join(_SETS)}"
         )
     classes, read = _SETS[name]
-    require_folder(data_dir)
-    # From its files: the code of COCO's builder needs TensorFlow.
-    with explained(name, preparing(name), NotPreparedError):
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+    builder = builder_of_files(name, data_dir)
     source, split = open_source(builder, name, split)
     title = f"{name} {split}"
     return Split(title, Scenes(title, source, read, classes), classes)
@@ -146,8 +143,18 @@ def _panoptic(example: Any) -> np.ndarray:
     return labels
 
 
+def _instances(example: Any) -> np.ndarray:
+    """The class of the last object at every pixel; no pixel is without a label."""
+    labels = np.zeros(example["image"].shape[:2], np.uint8)
+    objects = example["objects"]
+    for mask, label in zip(objects["mask"], objects["label"], strict=True):
+        labels[np.asarray(mask)[..., 0] > 0] = _VOC.get(int(label), 0)
+    return labels
+
+
 _SETS: dict[str, tuple[int, Callable[[Any], np.ndarray]]] = {
     "camvid": (11, _camvid),
     "coco/2017_panoptic": (21, _panoptic),
+    "coco/2017_instances": (21, _instances),
 }
 """How many classes a set has, and what reads its labels."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.data import coco
-from experiments.data.batches import Example, Split
+from experiments.data.batches import Example, Split, joined
 from experiments.data.pixels import letterbox
 from experiments.models.network import ImageNetwork
 from experiments.tasks import boxes as geometry
@@ -75,8 +75,8 @@ class Detection:
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None
     ) -> Split:
-        """Images with objects, such as "coco/2017"."""
-        return coco.open_split(name, split, data_dir)
+        """Images with objects, such as "coco/2017"; sets are joined by "+"."""
+        return joined(coco.open_split, name, split, data_dir)
 
     def prepare(
         self, example: Example, rng: np.random.Generator | None = None, *, size: int

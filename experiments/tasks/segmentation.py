@@ -11,7 +11,7 @@ import optax
 
 from experiments.data import scenes
 from experiments.data.augmentation import SceneAugmentation
-from experiments.data.batches import Example, Split
+from experiments.data.batches import Example, Split, joined
 from experiments.data.pixels import fit, fit_labels
 from experiments.models.network import ImageNetwork
 
@@ -37,8 +37,8 @@ class Segmentation:
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None
     ) -> Split:
-        """Scenes of tensorflow-datasets."""
-        return scenes.open_split(name, split, data_dir)
+        """Scenes of tensorflow-datasets; sets are joined by "+"."""
+        return joined(scenes.open_split, name, split, data_dir)
 
     def prepare(
         self, example: Example, rng: np.random.Generator | None = None, *, size: int

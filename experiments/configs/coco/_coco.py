@@ -1,0 +1,57 @@
+"""What the experiments on COCO's images share: data, networks, rules."""
+
+from collections.abc import Sequence
+
+import ssvq_jax as ssvq
+from experiments.models.zoo import NETWORKS
+from experiments.tasks import Detection, Segmentation, Task
+from experiments.training.config import Compression, Data, Experiment, Optimization
+
+DATA = Data(
+    name="coco/2017_panoptic+coco/2017_instances", train="train", test="validation"
+)
+WEIGHTS = "../shared/models/{}.safetensors"
+TASKS: dict[str, Task] = {
+    "yolox_nano": Detection(),
+    "deeplabv3_mnv2_050": Segmentation(),
+}
+"""By the networks that learned them."""
+# Convolutions of blocks and necks; then depthwise ones, stem and prediction layers,
+# which few weights and much error speak for.
+_PATTERNS = {
+    "yolox_nano": (
+        r".*(?<!dconv)(?<!stem/conv)/conv/kernel",
+        r".*((dconv|stem/conv)/conv|_preds/\d)/kernel",
+    ),
+    "deeplabv3_mnv2_050": (
+        r"(blocks/.*/conv_(pw|pwl)|aspp0|concat_projection|image_pooling)/kernel",
+        r"(blocks/.*/conv_dw|conv_stem|logits_semantic)/kernel",
+    ),
+}
+
+
+def rules(network: str, codecs: Sequence[ssvq.Codec]) -> tuple[ssvq.Rule, ...]:
+    """For convolutions, of several codecs candidates; all other kernels get 8 bits."""
+    pattern, fine = _PATTERNS[network]
+    return (
+        *(ssvq.Rule(pattern, codec) for codec in codecs),
+        ssvq.Rule(fine, ssvq.Uniform(8)),
+    )
+
+
+def tested(network: str, compression: Compression | None) -> Experiment:
+    """A trained network, compressed or not, without training.
+
+    Args:
+      network: One of `TASKS`.
+      compression: How.
+    """
+    return Experiment(
+        task=TASKS[network],
+        network=NETWORKS[network],
+        data=DATA,
+        optimization=Optimization(epochs=0, batch=20),
+        weights=WEIGHTS.format(network),
+        compression=compression,
+        distill=compression is not None,
+    )

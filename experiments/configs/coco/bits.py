@@ -1,0 +1,46 @@
+"""Detection and segmentation on COCO's images, compressed without training.
+
+python -m experiments.compress experiments/configs/coco/bits.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+YOLOX-Nano and DeepLab-V3 on MobileNet-V2 0.5: each method with one codec for all
+kernels, found by the weights alone, and calibrated, with codecs by
+`ssvq_jax.allocate`. Calibrated on 180 training images without their labels; the 177
+validation images test. Bits are those of the convolutions in blocks and necks,
+codebooks and scales counted; depthwise kernels, the stem and prediction layers have 8
+bits each.
+"""
+
+from experiments.configs.calibrated._calibrated import CANDIDATES
+from experiments.configs.coco._coco import TASKS, rules, tested
+from experiments.configs.few_images._few_images import CODECS
+from experiments.training.config import Calibration, Compression, Experiment
+
+BITS = (1.5, 2, 3, 4)
+METHODS = ("uniform", "mvq", "vq", "ssvq", "coded")
+# Their least: two bits and a step for every channel.
+LEAST = {"uniform": 3}
+
+
+def runs() -> dict[str, Experiment]:
+    """NETWORK-float, NETWORK-plain-METHOD-BITS and NETWORK-calibrated-METHOD-BITS."""
+    found = {f"{network}-float": tested(network, None) for network in TASKS}
+    for network in TASKS:
+        for bits in BITS:
+            for method in METHODS:
+                codec = CODECS.get(f"{method}-{bits:g}")
+                if codec is not None:
+                    found[f"{network}-plain-{method}-{bits:g}"] = tested(
+                        network, Compression(rules=rules(network, [codec]))
+                    )
+        for method in METHODS:
+            for bits in BITS:
+                if bits >= LEAST.get(method, 0):
+                    found[f"{network}-calibrated-{method}-{bits:g}"] = tested(
+                        network,
+                        Compression(
+                            rules=rules(network, CANDIDATES[method]),
+                            calibration=Calibration(bits=bits, probe=40),
+                        ),
+                    )
+    return found
