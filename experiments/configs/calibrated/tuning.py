@@ -23,7 +23,7 @@ from experiments.training.config import (
 METHODS = ("vq", "coded")
 VARIANTS = ("logits", "held", "features", "moving")
 """Outputs matched; the classifier held, too; features matched, too; codes that move."""
-_RATES = (1e-4, 3e-4)
+_RATES = (3e-5, 1e-4)
 
 
 def runs() -> dict[str, Experiment]:
