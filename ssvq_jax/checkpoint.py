@@ -1,10 +1,13 @@
 """Checkpoints, packed or not: arrays by name, read when asked for."""
 
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from safetensors import safe_open
 
 from ssvq_jax.export import FormatError, PackedFile
@@ -63,6 +66,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
             decoded = np.asarray(decode(self.packed[stored]))
             return decoded.astype(self.dtype(name), copy=False)
         with naming(self.path, name, _FOREIGN):
+            # The library leaves these to NumPy, which does not have them.
+            if self.dtype(name).name.startswith("float8"):
+                return _read_bytes(self.path, stored).view(self.dtype(name))
             return self._file.get_tensor(stored)
 
     def dtype(self, name: str) -> np.dtype:
@@ -105,6 +111,17 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._checkpoint[self._name], dtype)
+
+
+def _read_bytes(path: str, name: str) -> UInt8[np.ndarray, "*shape"]:
+    """A tensor of one byte a number, of a file whose header has been checked."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        file.seek(8 + length + entry["data_offsets"][0])
+        return np.fromfile(file, np.uint8, math.prod(entry["shape"])).reshape(
+            entry["shape"]
+        )
 
 
 def _original_metadata(packed: PackedFile) -> dict[str, str]:

@@ -40,6 +40,12 @@ DTYPES = {
     "U64": "uint64",
     "I64": "int64",
     "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
 }
 """Names of dtypes: those of safetensors, and NumPy's for them."""
 

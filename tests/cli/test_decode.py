@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 import ssvq_jax as ssvq
 from ssvq_jax.cli.inspect import relative_error
+from ssvq_jax.export.container import Container, Tensor, header_bytes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -82,3 +83,21 @@ def test_output_loads_in_pytorch(torch_checkpoint, tmp_path, ssvq_command):
         assert restored[name].shape == values.shape
         if name not in COMPRESSED:
             assert torch.equal(restored[name], values)
+
+
+@pytest.mark.parametrize("dtype", ["C64", "F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_dtypes_that_are_kept_come_back(dtype, tmp_path, rng, ssvq_command):
+    path, packed, out = (tmp_path / name for name in "abc")
+    weight = rng.normal(size=(64, 64)).astype("f4")
+    kept = np.full((4, 64 * 64), 0x38, np.uint8)
+    shape = (4, kept.size // 4 // (8 if dtype == "C64" else 1))
+    header = header_bytes({"x": Tensor(dtype, shape), "w": Tensor("F32", (64, 64))}, {})
+    path.write_bytes(header + kept.tobytes() + weight.tobytes())
+    assert ssvq_command("compress", path, packed)[0] == 0
+    assert ssvq_command("decode", packed, out)[0] == 0
+    decoded = Container(out)
+    assert decoded.tensors["x"].dtype == dtype and decoded.tensors["x"].shape == shape
+    np.testing.assert_array_equal(decoded.read("x"), kept.reshape(-1))
+    for first, second in ((path, out), (path, packed)):
+        status, output, _ = ssvq_command("diff", first, second, "--json")
+        assert status in (0, 1) and "x" in output
