@@ -47,7 +47,7 @@ def test_objects_of_the_plain_form_and_images_without_any():
 
 
 def test_what_cannot_be_read_says_why(tmp_path):
-    with pytest.raises(NotPreparedError, match="coco/2017: cannot be read(.|\n)*--data"):
+    with pytest.raises(NotPreparedError, match="2017: cannot be read(.|\n)*--data"):
         open_split("coco/2017", None, tmp_path)
     folder = shared("tfds")
     with pytest.raises(SystemExit, match="Unknown split 'none'"):

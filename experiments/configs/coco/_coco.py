@@ -1,6 +1,11 @@
 """What the experiments on COCO's images share: data, networks, rules."""
 
+import functools
+import math
+import re
 from collections.abc import Sequence
+
+from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.models.zoo import NETWORKS
@@ -31,12 +36,30 @@ _PATTERNS = {
 
 
 def rules(network: str, codecs: Sequence[ssvq.Codec]) -> tuple[ssvq.Rule, ...]:
-    """For convolutions, of several codecs candidates; all other kernels get 8 bits."""
+    """For convolutions, of several codecs candidates; all other kernels get 8 bits.
+
+    One codec alone is for kernels of 4,096 weights and more: smaller ones have too few
+    blocks for its codebook, and get 8 bits, too.
+    """
     pattern, fine = _PATTERNS[network]
+    if len(codecs) == 1:
+        pattern, fine = _large(network, pattern), f"{pattern}|{fine}"
     return (
         *(ssvq.Rule(pattern, codec) for codec in codecs),
         ssvq.Rule(fine, ssvq.Uniform(8)),
     )
+
+
+@functools.cache
+def _large(network: str, pattern: str) -> str:
+    """The paths among a pattern's that have 4,096 weights and more."""
+    model = nnx.eval_shape(lambda: NETWORKS[network].build(nnx.Rngs(0)))
+    paths = (
+        ("/".join(map(str, keys)), math.prod(variable.shape))
+        for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    )
+    large = [path for path, size in paths if size >= 4096]
+    return "|".join(path for path in large if re.fullmatch(pattern, path))
 
 
 def tested(network: str, compression: Compression | None) -> Experiment:

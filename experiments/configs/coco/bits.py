@@ -4,9 +4,9 @@ python -m experiments.compress experiments/configs/coco/bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
 YOLOX-Nano and DeepLab-V3 on MobileNet-V2 0.5: each method with one codec for all
-kernels, found by the weights alone, and calibrated, with codecs by
-`ssvq_jax.allocate`. Calibrated on 180 training images without their labels; the 177
-validation images test. Bits are those of the convolutions in blocks and necks,
+kernels of 4,096 weights and more, found by the weights alone, and calibrated, with
+codecs by `ssvq_jax.allocate`. Calibrated on 180 training images without their labels;
+the 177 validation images test. Bits are those of the convolutions in blocks and necks,
 codebooks and scales counted; depthwise kernels, the stem and prediction layers have 8
 bits each.
 """
