@@ -262,7 +262,7 @@ class _Squares(Detection):
         return Split(f"{name} {split}", [_example(seed=i) for i in range(4)], 80)
 
 
-def test_a_compressed_network_learns_to_find(tmp_path):
+def test_a_compressed_network_is_tuned_and_scored(tmp_path):
     network = dataclasses.replace(NETWORKS["yolox_nano"], size=64)
     experiment = Experiment(
         task=_Squares(targets=3, flip=True),
