@@ -7,14 +7,18 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from ssvq_jax.codecs.clustering import cluster, code_dtype
 from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import nearest, take
 from ssvq_jax.core.blocks import channel_shape, from_blocks, grid_shape
-from ssvq_jax.core.checks import require_finite, require_integer
+from ssvq_jax.core.checks import (
+    holding_dtype,
+    out_of_range,
+    require_finite,
+    require_integer,
+)
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.lookup import take_codewords
 
@@ -71,8 +75,12 @@ class CodebookCodec(Codec):
             axis=axis,
             key=key,
         )
+        own: Any = self
+        held = {"codebook_dtype": holding_dtype(self.codebook_dtype, codebook)}
+        if self.channel_scale is not None:
+            held["channel_scale"] = holding_dtype(self.channel_scale, channel_scale)
         leaves = {
-            "codec": self,
+            "codec": dataclasses.replace(own, **held),
             "shape": weight.shape,
             "dtype": weight.dtype,
             "axis": axis,
@@ -277,12 +285,12 @@ def _store_codebook(
     if codebook.dtype == jnp.dtype(dtype):
         return codebook, scale
     codebook = codebook.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(codebook))
     if dtype == "int8":
+        largest = jnp.max(jnp.abs(codebook))
         # To 127 both ways, so that a sign can negate every int8: not so -128.
         scale = jnp.where(largest > 0, largest / 127, 1.0)
         return jnp.round(codebook / scale).astype(jnp.int8), scale
-    _require_range("codebook: its largest value", largest, "codebook_dtype", dtype)
+    _require_range("codebook", codebook, "codebook_dtype", dtype)
     return codebook.astype(dtype), None
 
 
@@ -296,24 +304,17 @@ def _store_scale(scale: Float[Array, " channels"], dtype: str) -> Array:
     if scale.dtype == jnp.dtype(dtype):
         return scale
     # A dead channel may underflow: it decodes to what is nearly 0, as it is.
-    largest = jnp.max(jnp.abs(scale.astype(jnp.float32)))
-    _require_range("channel_scale: its largest value", largest, "channel_scale", dtype)
+    _require_range("channel_scale", scale, "channel_scale", dtype)
     return scale.astype(dtype)
 
 
-def _require_range(what: str, value: Float[Array, ""], option: str, dtype: str) -> None:
-    """Raise `ValueError` if a concrete value over- or underflows an option's dtype."""
-    if isinstance(value, Tracer) or value == 0:
-        return
-    limits = jnp.finfo(dtype)
-    problem = None
-    if value > float(limits.max):
-        problem = "overflows"
-    elif value < float(limits.tiny):
-        problem = "underflows"
+def _require_range(what: str, values: Array, option: str, dtype: str) -> None:
+    """Raise `ValueError` if concrete values over- or underflow an option's dtype."""
+    problem = out_of_range(values, dtype)
     if problem:
+        largest = float(jnp.max(jnp.abs(values)))
         raise ValueError(
-            f"{what}, {float(value):g}, {problem} {option}={dtype!r}; "
+            f"{what}: its largest value, {largest:g}, {problem} {option}={dtype!r}; "
             "use 'bfloat16' or 'float32'"
         )
 

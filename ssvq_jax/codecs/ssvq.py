@@ -46,7 +46,9 @@ class SSVQ(CodebookCodec):
       learn_signs: Train the signs; otherwise they are kept as bits from the start.
       latent_scale: `alpha`; the larger, the seldomer signs flip.
       codebook_dtype: What is stored and counted: "float32", "float16", "bfloat16" or
-        "int8" with one scale. Training keeps float32.
+        "int8" with one scale. Training keeps float32. A weight whose codebook float16
+        cannot hold when it is encoded, outside of `jit`, gets bfloat16, of as many
+        bits; so with `channel_scale`. The node's own `codec` says so.
       channel_scale: `None`, or what one scale an output channel is stored and counted
         in: "float32", "float16" or "bfloat16". Trained in float32 like the codebook;
         at first the channel's root mean square, by importance where that is given.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
-from ssvq_jax.core.checks import require_finite, require_integer
+from ssvq_jax.core.checks import holding_dtype, require_finite, require_integer
 from ssvq_jax.core.sharding import replicate
 
 # Steps that are tried, in units of the one whose largest code is the largest weight. 0
@@ -41,7 +41,8 @@ class Uniform(Codec):
     Attributes:
       bits: `b`, 2 to 8.
       scale_dtype: What steps are stored in: "float32", "float16" or "bfloat16". Its
-        smallest normal number is the smallest step.
+        smallest normal number is the smallest step. Where float16 cannot hold a
+        weight's steps it is bfloat16 for that weight, as `codebook_dtype` of `SSVQ`.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -78,9 +79,13 @@ class Uniform(Codec):
         if importance is None:
             importance = jnp.ones_like(whole)
         others = _other_axes(weight.shape, axis)
-        scale = _least_error(self, others, whole, replicate(importance))
+        widest = jnp.max(jnp.abs(whole)) / self.limits[1]
+        codec = dataclasses.replace(
+            self, scale_dtype=holding_dtype(self.scale_dtype, widest)
+        )
+        scale = _least_error(codec, others, whole, replicate(importance))
         return UniformWeight(
-            codec=self,
+            codec=codec,
             shape=weight.shape,
             dtype=weight.dtype,
             axis=axis,

@@ -57,6 +57,22 @@ def require_representable(name: str, x: Array) -> None:
         )
 
 
+def out_of_range(x: Array, dtype: str) -> str | None:
+    """Whether the largest concrete value "overflows" a dtype or "underflows" it."""
+    largest = jnp.max(jnp.abs(x.astype(jnp.float32)))
+    if isinstance(largest, Tracer) or largest == 0:
+        return None
+    limits = jnp.finfo(dtype)
+    if largest > float(limits.max):
+        return "overflows"
+    return "underflows" if largest < float(limits.tiny) else None
+
+
+def holding_dtype(dtype: str, x: Array) -> str:
+    """bfloat16 in place of float16, of as many bits, for what that cannot hold."""
+    return "bfloat16" if dtype == "float16" and out_of_range(x, dtype) else dtype
+
+
 def native(x: ArrayLike) -> ArrayLike:
     """NumPy arrays in the machine's byte order, which is the only one JAX has."""
     if isinstance(x, np.ndarray):

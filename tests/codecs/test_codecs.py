@@ -204,15 +204,37 @@ def test_bad_options(make, error, message):
         make()
 
 
-def test_codebook_that_overflows_its_dtype_is_refused(key):
-    weight = 1e6 * normal((32, 8))
-    node = ssvq.encode(ssvq.SSVQ(4, 8), weight, key=key)
-    with pytest.raises(ValueError, match="overflow.*'float16'.*'bfloat16'"):
-        ssvq.finalize(node)
-    tiny = ssvq.encode(ssvq.SSVQ(4, 8), 1e-12 * weight, key=key)
-    with pytest.raises(ValueError, match="underflow.*'float16'.*'bfloat16'"):
-        ssvq.finalize(tiny)
-    zero = ssvq.encode(ssvq.SSVQ(4, 8), 0 * weight, key=key)
+@pytest.mark.parametrize(
+    "codec",
+    [
+        ssvq.SSVQ(4, 8),
+        ssvq.VQ(4, 8, channel_scale="float16"),
+        ssvq.MVQ(4, 8, (4, 8), codebook_dtype="float16"),
+        ssvq.Uniform(3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("factor", [2.0**20, 2.0**-40])
+def test_what_float16_cannot_hold_gets_bfloat16(codec, factor, key):
+    weight = normal((32, 8))
+    node = ssvq.encode(codec, factor * weight, key=key)
+    assert "bfloat16" in node.codec.describe() and node.bits == codec_bits(codec)
+    found = ssvq.decode(ssvq.finalize(node)) / factor
+    expected = ssvq.decode(ssvq.finalize(ssvq.encode(codec, weight, key=key)))
+    np.testing.assert_allclose(found, expected, rtol=2**-6, atol=2**-6)
+    assert ssvq.encode(codec, 0 * weight, key=key).codec == codec
+
+
+def codec_bits(codec):
+    return ssvq.encode(codec, normal((32, 8)), key=jax.random.key(0)).bits
+
+
+def test_codebook_that_leaves_its_dtype_in_training_is_refused(key):
+    node = ssvq.encode(ssvq.SSVQ(4, 8), normal((32, 8)), key=key)
+    for factor, problem in ((1e6, "overflow"), (1e-6, "underflow")):
+        with pytest.raises(ValueError, match=f"{problem}.*'float16'.*'bfloat16'"):
+            ssvq.finalize(node.replace(codebook=factor * node.codebook))
+    zero = ssvq.encode(ssvq.SSVQ(4, 8), jnp.zeros((32, 8)), key=key)
     assert not ssvq.decode(ssvq.finalize(zero)).any()
     broken = node.replace(codebook=node.codebook.at[0, 0].set(jnp.nan))
     with pytest.raises(ValueError, match="a/b: codebook.*1 NaN"):

@@ -131,13 +131,14 @@ def test_first_step_of_one_weight_reproduces_it(bits):
     np.testing.assert_allclose(ssvq.decode(ssvq.finalize(node)), weight, rtol=1e-6)
 
 
-def test_first_step_that_its_dtype_cannot_hold():
-    weight = normal((16, 3)) * 1e8
+@pytest.mark.parametrize("factor", [1e8, 1e-8])
+def test_first_step_that_its_dtype_cannot_hold(factor):
+    weight = normal((16, 3)) * factor
     node = ssvq.encode(ssvq.Uniform(3), weight, key=jax.random.key(0))
-    error = jnp.sum(jnp.square(ssvq.decode(node) - weight))
+    error = jnp.sum(jnp.square(ssvq.decode(ssvq.finalize(node)) - weight))
     assert error < 0.05 * jnp.sum(jnp.square(weight))
     with pytest.raises(ValueError, match="scale: expected finite"):
-        ssvq.finalize(node)
+        ssvq.finalize(node.replace(codec=ssvq.Uniform(3), scale=1e6 * node.scale + 1e6))
 
 
 def test_first_step_under_jit():
