@@ -3,14 +3,16 @@
 import json
 import math
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from safetensors import safe_open
 
-from ssvq_jax.export import FormatError, PackedFile
+from ssvq_jax.export import FormatError, PackedFile, shards
 from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
 from ssvq_jax.export.kinds import require_safetensors
@@ -21,35 +23,58 @@ _FOREIGN = "no safetensors file"
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """A safetensors file, packed or not: its weights by their original names.
+    """A checkpoint, packed or not: its weights by their original names.
 
     Attributes:
-      path: The file's name, as text.
+      path: Its name, as text: of a safetensors file, an index of shards, or a folder
+        with either, see `ssvq_jax.export.shards`.
+      files: Its files.
       packed: The packed file, where it is one.
-      metadata: The text values of the original's header.
+      metadata: The text values of the original's header, of shards the first one's.
       stored: Name in the file by original name.
 
     Raises:
       OSError: A file that is missing or cannot be read.
-      FormatError: A file that is no safetensors file, or a damaged packed one.
+      FormatError: A file that is no safetensors file, or a damaged packed one; shards
+        that do not have the tensors of their index.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.packed: PackedFile | None = None
         with naming(self.path):
-            require_safetensors(self.path)
-        with naming(self.path, _FOREIGN):
-            self._file = safe_open(self.path, "np")
-            self.metadata = self._file.metadata() or {}
-            self.stored = {name: name for name in sorted(self._file.keys())}
+            listed = shards.files(self.path)
+        self.files = tuple(map(os.fspath, listed))
+        opened = [self._open(file, names) for file, names in listed.items()]
+        self.metadata = opened[0].metadata() or {}
+        self._places = {
+            name: (file, place)
+            for file, place in zip(opened, self.files, strict=True)
+            for name in file.keys()  # noqa: SIM118 (no mapping)
+        }
+        self.stored = {name: name for name in sorted(self._places)}
         if "ssvq_jax" not in self.metadata:
             return
-        self.packed = PackedFile(self.path)
+        if len(self.files) > 1:
+            raise FormatError(f"{self.files[0]}: a packed file among shards")
+        self.packed = PackedFile(self.files[0])
         self.metadata = _original_metadata(self.packed)
         self.stored = {original_name(name): name for name in self.packed}
         if len(self.stored) < len(self.packed):
             raise FormatError(f"{self.path}: two parameters of one original name")
+
+    def _open(self, path: pathlib.Path, listed: set[str] | None) -> Any:
+        with naming(os.fspath(path)):
+            require_safetensors(path)
+        with naming(os.fspath(path), _FOREIGN):
+            file = safe_open(path, "np")
+            differing = [] if listed is None else sorted(listed ^ set(file.keys()))
+        if differing:
+            raise FormatError(
+                f"{path}: its tensors are not those of the index: "
+                f"{', '.join(differing[:5])}"
+            )
+        return file
 
     def __contains__(self, name: object) -> bool:
         return name in self.stored  # without reading it
@@ -67,9 +92,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
             return decoded.astype(self.dtype(name), copy=False)
         with naming(self.path, name, _FOREIGN):
             # The library leaves these to NumPy, which does not have them.
+            file, path = self._places[stored]
             if self.dtype(name).name.startswith("float8"):
-                return _read_bytes(self.path, stored).view(self.dtype(name))
-            return self._file.get_tensor(stored)
+                return _read_bytes(path, stored).view(self.dtype(name))
+            return file.get_tensor(stored)
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of a weight in the original, without reading it.
@@ -79,7 +105,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """
         stored = self.stored[name]
         if self.packed is None:
-            dtype = self._file.get_slice(stored).get_dtype()
+            dtype = self._places[stored][0].get_slice(stored).get_dtype()
         elif stored in self.packed.entries:
             return jnp.dtype(self.packed.entries[stored].dtype)
         else:
@@ -92,7 +118,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """Shape of a weight in the original, without reading it."""
         stored = self.stored[name]
         if self.packed is None:
-            return tuple(self._file.get_slice(stored).get_shape())
+            return tuple(self._places[stored][0].get_slice(stored).get_shape())
         if stored in self.packed.entries:
             return self.packed.entries[stored].shape
         return self.packed.tensors[stored].shape

@@ -13,7 +13,6 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
-from experiments.models import shards
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.codecs import is_compressed
 
@@ -43,7 +42,7 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
 
 
 def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
-    tensors = shards.tensors(path)
+    tensors = Checkpoint(path)
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     flat = nnx.to_flat_state(state)
@@ -81,8 +80,7 @@ def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
       SystemExit: As of `load`.
     """
     try:
-        tensors = shards.tensors(path)
-        packed = tensors.packed if isinstance(tensors, Checkpoint) else None
+        packed = Checkpoint(path).packed
         flat = {keys: x.shape for keys, x in nnx.to_flat_state(nnx.state(model))}
         names = {keys: flax_name(keys) for keys in flat}
         if packed is None or set(packed).isdisjoint(names.values()):

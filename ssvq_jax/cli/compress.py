@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json as json_text
 import math
+import os
 import pathlib
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,7 +69,8 @@ def compress(
     under each name. The rest is kept as it is; `ssvq info` lists all of it.
 
     Args:
-      source: Checkpoint, *.safetensors.
+      source: Checkpoint: *.safetensors, the index of its shards,
+        *.safetensors.index.json, or a folder with either.
       out: Packed file to write, *.ssvq.safetensors.
       method: Codec; ssvq splits off signs and clusters magnitudes.
       codewords: Codewords per tensor, k (ssvq, vq, mvq).
@@ -112,7 +114,7 @@ def compress(
     if not checkpoint:
         raise ValueError(f"{source}: expected tensors, got a file without any")
     # All that can be refused is refused here, before hours of clustering.
-    check_target(source, out)
+    check_target(checkpoint.files, out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
     check_savable(name_leaves(leaves)[0], alignment)
     chosen = _choose(checkpoint, include, exclude)
@@ -121,7 +123,7 @@ def compress(
     compressed: dict[str, Row] = {}
     tied: dict[tuple[Any, ...], str] = {}
     kept: dict[str, str] = {}
-    key, original_size = jax.random.key(seed), source.stat().st_size
+    key = jax.random.key(seed)
     with progress(json) as bar:
         for name in bar.track(checkpoint, description="Compressing"):
             shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
@@ -170,6 +172,7 @@ def compress(
     console = Console()
     console.print(_brief(report))
     describe_file(console, out)
+    original_size = sum(map(os.path.getsize, checkpoint.files))
     ratio = original_size / out.stat().st_size
     console.print(Text(f"From {original_size:,} bytes: {ratio:.1f} times smaller."))
     if moments is not None:

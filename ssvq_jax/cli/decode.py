@@ -30,7 +30,7 @@ def decode(
       json: Print JSON.
     """
     checkpoint = Checkpoint(file)
-    check_target(file, out)
+    check_target(checkpoint.files, out)
     if checkpoint.packed is None:
         raise FormatError(f"{file}: not written by ssvq_jax")
     # Wider dtypes first: so every tensor is aligned to its own.

@@ -1,6 +1,7 @@
 """What the commands share: options that are off, bars, checks of their outputs."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import tyro
@@ -20,15 +21,15 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """An option that is off unless it is named."""
 
 
-def check_target(source: pathlib.Path, out: pathlib.Path) -> None:
+def check_target(sources: Iterable[str], out: pathlib.Path) -> None:
     """Raise before any work is done for an output that cannot be written.
 
     Raises:
       OSError: A directory that is missing or cannot be written; no regular file.
-      ValueError: The source itself.
+      ValueError: One of the sources.
     """
     check_replaceable(out)
-    if out.exists() and source.samefile(out):
+    if out.exists() and any(map(out.samefile, sources)):
         raise ValueError(f"{out}: is the source; give the output another name")
 
 

@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
@@ -170,3 +171,24 @@ def test_tied_tensors_stay_equal(tmp_path, rng, ssvq_command):
     decoded = load_file(out)
     np.testing.assert_array_equal(decoded["head"], decoded["table"])
     assert not np.array_equal(decoded["head"], -decoded["other"])
+
+
+def test_shards_give_the_bytes_of_the_whole(torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for place in set(places.values()):
+        part = {name: x for name, x in tensors.items() if places[name] == place}
+        save_file(part, folder / place, metadata)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    packed = [tmp_path / f"{i}.ssvq.safetensors" for i in range(3)]
+    for source, out in zip((path, folder, index), packed, strict=True):
+        assert ssvq_command("compress", source, out)[0] == 0
+    assert len({out.read_bytes() for out in packed}) == 1
+    assert ssvq_command("verify", packed[0], "--against", folder)[0] == 0
+    status, _, error = ssvq_command("compress", folder, folder / "model-0.safetensors")
+    assert status == 2 and "is the source" in " ".join(error.split())

@@ -72,7 +72,10 @@ def test_files_of_other_kinds_are_named(start, kind, tmp_path, ssvq_command):
 def test_directories_and_pipes_are_named(tmp_path, ssvq_command):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name, kind in (("folder", "a directory"), ("pipe", "not a regular file")):
+    for name, kind in (
+        ("folder", "a folder without model.safetensors"),
+        ("pipe", "not a regular file"),
+    ):
         status, _, error = ssvq_command("compress", tmp_path / name, tmp_path / "x")
         assert status == 2 and name in error and kind in " ".join(error.split())
 

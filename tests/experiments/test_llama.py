@@ -181,33 +181,19 @@ def _sharded(folder: pathlib.Path):
         save_file(part, folder / shard)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return tensors, places, index
+    return tensors, index
 
 
 def test_shards(tmp_path):
-    tensors, places, index = _sharded(tmp_path)
+    tensors, index = _sharded(tmp_path)
     for path in (tmp_path, index):
         model = _model(seed=1)
         checkpoint.load(model, path)
         found = _hugging_face(model)
         assert all(np.array_equal(found[name], x) for name, x in tensors.items())
-    first = places["lm_head.weight"]
-    other = {"0": "1", "1": "0"}[first.removesuffix(".safetensors")[-1]]
-    moved = {**places, "lm_head.weight": f"model-{other}.safetensors"}
-    index.write_text(json.dumps({"weight_map": moved}))
-    with pytest.raises(SystemExit, match="model-[01].safetensors: its tensors are not"):
-        checkpoint.load(model, index)
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(SystemExit, match="1 of 2 shards are missing: model-1"):
         checkpoint.load(model, index)
-    index.write_text("{}")
-    with pytest.raises(SystemExit, match="no index of shards"):
-        checkpoint.load(model, index)
-    index.write_text('{"weight_map": {"a": "../b"}}')
-    with pytest.raises(SystemExit, match="expected names of tensors and files"):
-        checkpoint.load(model, index)
-    with pytest.raises(SystemExit, match="no such file"):
-        checkpoint.load(model, tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
