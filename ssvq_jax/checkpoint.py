@@ -55,9 +55,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.stored = {name: name for name in sorted(self._places)}
         if "ssvq_jax" not in self.metadata:
             return
-        if len(self.files) > 1:
-            raise FormatError(f"{self.files[0]}: a packed file among shards")
-        self.packed = PackedFile(self.files[0])
+        first, *others = self.files
+        if others:
+            raise FormatError(f"{first}: a packed file among shards")
+        self.packed = PackedFile(first)
         self.metadata = _original_metadata(self.packed)
         self.stored = {original_name(name): name for name in self.packed}
         if len(self.stored) < len(self.packed):

@@ -77,7 +77,7 @@ class CodebookCodec(Codec):
         )
         own: Any = self
         held = {"codebook_dtype": holding_dtype(self.codebook_dtype, codebook)}
-        if self.channel_scale is not None:
+        if self.channel_scale is not None and channel_scale is not None:
             held["channel_scale"] = holding_dtype(self.channel_scale, channel_scale)
         leaves = {
             "codec": dataclasses.replace(own, **held),
