@@ -1,7 +1,7 @@
 """DeepLab-V3 on MobileNet-V2: a class for every pixel.
 
 Chen et al. 2017, section 3.3, in the form for small devices: of the pyramid there are
-the 1x1 convolution and the pooled image. Batch norm is folded into the convolutions.
+the 1x1 convolution and the pooled image. Their batch norms are folded.
 """
 
 import dataclasses
@@ -24,16 +24,19 @@ class DeepLabConfig:
       output_stride: Pixels of an image to one of the features: 8, 16 or 32.
       size: Height and width of its images.
       channels: Of the pyramid.
+      batch_norm: Epsilon of the backbone's; `None` where it is folded.
     """
 
     width: float = 1.0
     output_stride: int = 8
     size: int = 257
     channels: int = 256
+    batch_norm: float | None = None
 
 
 CONFIGS = {
     "deeplabv3_mnv2_050": DeepLabConfig(width=0.5),
+    "deeplabv3_mnv2_050_unfolded": DeepLabConfig(width=0.5, batch_norm=1e-3),
     "deeplabv3_mnv2_100": DeepLabConfig(),
     "deeplabv3_mnv2_100_stride_16": DeepLabConfig(output_stride=16),
 }
@@ -49,7 +52,7 @@ class DeepLab(mobile.Backbone):
             for stage in mobile.MOBILENET_V2
         )
         architecture = mobile.Architecture(
-            stages, batch_norm=None, stem=round(config.width * 32)
+            stages, batch_norm=config.batch_norm, stem=round(config.width * 32)
         )
         super().__init__(architecture, output_stride=config.output_stride, rngs=rngs)
         inputs, channels = stages[-1].channels, config.channels
@@ -93,7 +96,7 @@ class DeepLab(mobile.Backbone):
         if index == 0:  # it does not expand
             kinds["conv_pw"] = "project"
         block = "expanded_conv" + (f"_{index}" if index else "")
-        return f"MobilenetV2.{block}.{kinds[layer]}.{leaf}"
+        return f"MobilenetV2.{block}.{kinds.get(layer, layer)}.{leaf}"
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -15,7 +15,6 @@ from experiments.training.config import Compression, Data, Experiment, Optimizat
 DATA = Data(
     name="coco/2017_panoptic+coco/2017_instances", train="train", test="validation"
 )
-WEIGHTS = "../shared/models/{}.safetensors"
 TASKS: dict[str, Task] = {
     "yolox_nano": Detection(),
     "deeplabv3_mnv2_050": Segmentation(),
@@ -67,14 +66,18 @@ def tested(network: str, compression: Compression | None) -> Experiment:
 
     Args:
       network: One of `TASKS`.
-      compression: How.
+      compression: How; calibrated is the network that has its batch norms back.
     """
+    name, weights = network, f"../shared/models/{network}.safetensors"
+    if compression is not None and compression.calibration is not None:
+        name = f"{network}_unfolded"
+        weights = f"runs/{name}.safetensors"
     return Experiment(
         task=TASKS[network],
-        network=NETWORKS[network],
+        network=NETWORKS[name],
         data=DATA,
         optimization=Optimization(epochs=0, batch=20),
-        weights=WEIGHTS.format(network),
+        weights=weights,
         compression=compression,
         distill=compression is not None,
     )

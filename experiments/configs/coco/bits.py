@@ -1,14 +1,22 @@
 """Detection and segmentation on COCO's images, compressed without training.
 
+python -m experiments.models.unfold ../shared/models/yolox_nano.safetensors \
+    runs/yolox_nano_unfolded.safetensors --network yolox_nano --task detection \
+    --dataset coco/2017_panoptic+coco/2017_instances --split train --batch 20 \
+    --data-dir ../shared/tfds
+python -m experiments.models.unfold ../shared/models/deeplabv3_mnv2_050.safetensors \
+    runs/deeplabv3_mnv2_050_unfolded.safetensors --network deeplabv3_mnv2_050 \
+    --task segmentation --dataset coco/2017_panoptic+coco/2017_instances \
+    --split train --batch 20 --data-dir ../shared/tfds
 python -m experiments.compress experiments/configs/coco/bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
 YOLOX-Nano and DeepLab-V3 on MobileNet-V2 0.5: each method with one codec for all
 kernels of 4,096 weights and more, found by the weights alone, and calibrated, with
-codecs by `ssvq_jax.allocate`. Calibrated on 180 training images without their labels;
-the 177 validation images test. Bits are those of the convolutions in blocks and necks,
-codebooks and scales counted; depthwise kernels, the stem and prediction layers have 8
-bits each.
+codecs by `ssvq_jax.allocate` and batch norms back and taken anew. Calibrated on 180
+training images without their labels; the 177 validation images test. Bits are those of
+the convolutions in blocks and necks, codebooks and scales counted; depthwise kernels,
+the stem and prediction layers have 8 bits each.
 """
 
 from experiments.configs.calibrated._calibrated import CANDIDATES
