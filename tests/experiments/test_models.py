@@ -250,3 +250,20 @@ def test_unfolded_batch_norms_change_nothing(tmp_path, rng):
     np.testing.assert_allclose(unfolded(images), expected, atol=1e-4)
     unfolded.train()  # by moments of the same images
     np.testing.assert_allclose(unfolded(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("yolox_nano", 64), ("deeplabv3_mnv2_050", 33)]
+)
+def test_detectors_and_segmenters_unfold_too(name, size, tmp_path, rng):
+    folded, unfolded = (
+        NETWORKS[x].with_classes(3).build(nnx.Rngs(0))
+        for x in (name, f"{name}_unfolded")
+    )
+    images = jnp.asarray(rng.uniform(-1, 1, size=(4, size, size, 3)), "f4")
+    path = tmp_path / "unfolded.safetensors"
+    save(path, *unfold.unfold(folded, [images], unfold.EPSILON))
+    load(unfolded, path)
+    unfolded.eval()
+    run = nnx.jit(lambda model, images: model(images))
+    np.testing.assert_allclose(run(unfolded, images), run(folded, images), atol=1e-3)
