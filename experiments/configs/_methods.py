@@ -51,6 +51,16 @@ TITLES = {
 SIGNED = ("fixed", "learned", "frozen")
 """Those of SSVQ."""
 
+RECIPE = {
+    "uniform": ssvq.Uniform(2),
+    "vq": ssvq.VQ(64, 4, codebook_dtype="int8"),
+    "mvq": ssvq.MVQ(32, 6, (4, 6)),
+    "fixed": ssvq.SSVQ(16, 8, learn_signs=False),
+    "learned": ssvq.SSVQ(16, 8),
+    "frozen": ssvq.SSVQ(16, 8),
+}
+"""The paper's comparison at 1.5 bits, UQ at 2; "frozen" needs a `Freezing`."""
+
 
 def compression(
     method: str, bits: float, freezing: Freezing | None = None, **changes: Any

@@ -16,7 +16,7 @@ run here.
 """
 
 import ssvq_jax as ssvq
-from experiments.configs._methods import convolutional
+from experiments.configs._methods import RECIPE, convolutional
 from experiments.data.augmentation import Augmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
@@ -37,14 +37,6 @@ _IMAGENET = Data(
 )
 _TASK = Classification(augmentation=Augmentation(scale=(0.08, 1.0), flip=True))
 _DENSE = "blocks/.*/kernel"
-_METHODS = {
-    "uniform": ssvq.Uniform(2),
-    "vq": ssvq.VQ(64, 4, codebook_dtype="int8"),
-    "mvq": ssvq.MVQ(32, 6, (4, 6)),
-    "fixed": ssvq.SSVQ(16, 8, learn_signs=False),
-    "learned": ssvq.SSVQ(16, 8),
-    "frozen": ssvq.SSVQ(16, 8),
-}
 
 
 def _rules(network: str, codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
@@ -57,7 +49,7 @@ def runs() -> dict[str, Experiment]:
     """Every network with every method."""
     found = {}
     for network in ("deit_tiny", "mobilenetv2_100", "efficientnet_lite0"):
-        for method, codec in _METHODS.items():
+        for method, codec in RECIPE.items():
             freezing = Freezing(checks=25) if method == "frozen" else None
             found[f"{network}-{method}"] = Experiment(
                 task=_TASK,

@@ -88,13 +88,16 @@ def _builder(name: str, data_dir: pathlib.Path | None) -> Any:
 
 
 def builder_of_files(name: str, data_dir: pathlib.Path | None) -> Any:
-    """A prepared set by its files alone: the code of COCO's builder needs TensorFlow.
+    """A set by its files, where it is prepared: COCO's own code needs TensorFlow.
 
     Arguments and errors as of `open_split`.
     """
     require_folder(data_dir)
     with explained(name, preparing(name), NotPreparedError):
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+        try:
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            return tfds.builder(name, data_dir=data_dir)
 
 
 def require_folder(data_dir: pathlib.Path | None) -> None:

@@ -37,6 +37,10 @@ _VOC = {
     62: 20,  # tv monitor
 }
 
+# Road, sidewalk, building, wall, fence, pole, traffic light and sign, vegetation,
+# terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, *range(21, 29), 31, 32, 33)
+
 
 def open_split(
     name: str, split: str | None, data_dir: pathlib.Path | None = None
@@ -44,8 +48,8 @@ def open_split(
     """Open a split; images are decoded when they are asked for.
 
     Args:
-      name: "camvid", or "coco/2017_panoptic" or "coco/2017_instances" with the 21
-        classes of Pascal VOC.
+      name: "camvid", "cityscapes/semantic_segmentation", or "coco/2017_panoptic" or
+        "coco/2017_instances" with the 21 classes of Pascal VOC.
       split: As of `images.open_split`.
       data_dir: The folder of tensorflow-datasets; `None` for its default.
 
@@ -90,7 +94,7 @@ class Scenes(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         example = self.source[index]
         place = f"{self.name}: example {index}"
-        image = colored(place, example["image"])
+        image = colored(place, example.get("image", example.get("image_left")))
         labels = self.read(example)
         if labels.shape != image.shape[:2]:
             raise ValueError(
@@ -132,6 +136,13 @@ def _camvid(example: Any) -> np.ndarray:
     return np.where(labels == 11, UNLABELLED, labels)
 
 
+def _cityscapes(example: Any) -> np.ndarray:
+    """The classes that are evaluated, in their usual order."""
+    table = np.full(256, UNLABELLED, np.uint8)
+    table[list(_CITYSCAPES)] = range(len(_CITYSCAPES))
+    return table[example["segmentation_label"][..., 0]]
+
+
 def _panoptic(example: Any) -> np.ndarray:
     """The class of the object at every pixel."""
     colors = example["panoptic_image"].astype(np.int32)
@@ -154,6 +165,7 @@ def _instances(example: Any) -> np.ndarray:
 
 _SETS: dict[str, tuple[int, Callable[[Any], np.ndarray]]] = {
     "camvid": (11, _camvid),
+    "cityscapes/semantic_segmentation": (19, _cityscapes),
     "coco/2017_panoptic": (21, _panoptic),
     "coco/2017_instances": (21, _instances),
 }

@@ -37,8 +37,7 @@ class DeepLabConfig:
 CONFIGS = {
     "deeplabv3_mnv2_050": DeepLabConfig(width=0.5),
     "deeplabv3_mnv2_050_unfolded": DeepLabConfig(width=0.5, batch_norm=1e-3),
-    "deeplabv3_mnv2_100": DeepLabConfig(),
-    "deeplabv3_mnv2_100_stride_16": DeepLabConfig(output_stride=16),
+    "deeplabv3_mnv2_100": DeepLabConfig(output_stride=16, size=513),
 }
 """By the names of the networks."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import sklearn.metrics
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import evaluate
@@ -227,3 +228,14 @@ def test_pictures_of_image_files(tmp_path):
     ):
         with pytest.raises(SystemExit, match=why):
             evaluate.main(dataclasses.replace(options, **changes))
+
+
+def test_cityscapes_has_the_classes_that_are_evaluated():
+    with tfds.testing.mock_data(num_examples=2):
+        split = scenes.open_split("cityscapes/semantic_segmentation", "train")
+        labels = split[0]["labels"]
+    assert split.classes == 19 and split[1]["image"].shape == (1024, 2048, 3)
+    assert set(np.unique(labels)) == {*range(19), scenes.UNLABELLED}
+    ids = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    (found,) = scenes._cityscapes({"segmentation_label": ids})
+    assert found[[7, 8, 33]].tolist() == [0, 1, 18] and found[34] == found[0] == 255

@@ -23,11 +23,11 @@ TASKS: dict[str, Task] = {
 # Convolutions of blocks and necks; then depthwise ones, stem and prediction layers,
 # which few weights and much error speak for.
 _PATTERNS = {
-    "yolox_nano": (
+    "yolox": (
         r".*(?<!dconv)(?<!stem/conv)/conv/kernel",
         r".*((dconv|stem/conv)/conv|_preds/\d)/kernel",
     ),
-    "deeplabv3_mnv2_050": (
+    "deeplabv3": (
         r"(blocks/.*/conv_(pw|pwl)|aspp0|concat_projection|image_pooling)/kernel",
         r"(blocks/.*/conv_dw|conv_stem|logits_semantic)/kernel",
     ),
@@ -40,7 +40,7 @@ def rules(network: str, codecs: Sequence[ssvq.Codec]) -> tuple[ssvq.Rule, ...]:
     One codec alone is for kernels of 4,096 weights and more: smaller ones have too few
     blocks for its codebook, and get 8 bits, too.
     """
-    pattern, fine = _PATTERNS[network]
+    pattern, fine = _PATTERNS[network.split("_")[0]]
     if len(codecs) == 1:
         pattern, fine = _large(network, pattern), f"{pattern}|{fine}"
     return (
