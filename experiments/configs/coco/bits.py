@@ -25,30 +25,28 @@ from experiments.configs.few_images._few_images import CODECS
 from experiments.training.config import Calibration, Compression, Experiment
 
 BITS = (1.5, 2, 3, 4)
-METHODS = ("uniform", "mvq", "vq", "ssvq", "coded")
-# Their least: two bits and a step for every channel.
-LEAST = {"uniform": 3}
+PLAIN = ("uniform", "mvq", "vq", "ssvq")
+CALIBRATED = ("vq", "coded")
 
 
 def runs() -> dict[str, Experiment]:
     """NETWORK-float, NETWORK-plain-METHOD-BITS and NETWORK-calibrated-METHOD-BITS."""
     found = {f"{network}-float": tested(network, None) for network in TASKS}
     for network in TASKS:
-        for bits in BITS:
-            for method in METHODS:
+        for method in PLAIN:
+            for bits in BITS:
                 codec = CODECS.get(f"{method}-{bits:g}")
                 if codec is not None:
                     found[f"{network}-plain-{method}-{bits:g}"] = tested(
                         network, Compression(rules=rules(network, [codec]))
                     )
-        for method in METHODS:
+        for method in CALIBRATED:
             for bits in BITS:
-                if bits >= LEAST.get(method, 0):
-                    found[f"{network}-calibrated-{method}-{bits:g}"] = tested(
-                        network,
-                        Compression(
-                            rules=rules(network, CANDIDATES[method]),
-                            calibration=Calibration(bits=bits, probe=40),
-                        ),
-                    )
+                found[f"{network}-calibrated-{method}-{bits:g}"] = tested(
+                    network,
+                    Compression(
+                        rules=rules(network, CANDIDATES[method]),
+                        calibration=Calibration(bits=bits, probe=40),
+                    ),
+                )
     return found
