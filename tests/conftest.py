@@ -1,4 +1,5 @@
 import os
+import pathlib
 import sys
 
 # Four CPU devices for the tests of sharded weights; the others use the first.
@@ -28,6 +29,16 @@ def strict_promotion():
     """No implicit promotion of dtypes and ranks inside the library."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Compiled programs are kept, a few memory maps each, of which a process may have
+    65,530 on Linux: beyond that it crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

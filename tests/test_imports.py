@@ -34,6 +34,7 @@ EXPERIMENTS = {
     "experiments.train": 7,
     "experiments.compress": 7,
     "experiments.evaluate": 7,
+    "experiments.unfold": 7,
     "experiments.generate": 8,
     "experiments.quickstart": 7,
     "experiments": 9,

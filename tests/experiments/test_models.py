@@ -13,9 +13,9 @@ import sklearn.datasets
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import evaluate
+from experiments import evaluate, unfold
 from experiments.data.pixels import crop
-from experiments.models import depthwise, mobile, unfold
+from experiments.models import depthwise, mobile
 from experiments.models.checkpoint import load, save
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import NETWORKS

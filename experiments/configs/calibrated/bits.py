@@ -1,6 +1,6 @@
 """ImageNet networks from 700 images without labels and without training.
 
-python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensors \
+python -m experiments.unfold ../shared/models/mobilenet_v2_100.safetensors \
     runs/mobilenet_v2_100_unfolded.safetensors --data-dir ../shared/tfds
 python -m experiments.compress experiments/configs/calibrated/bits.py \
     --data-dir ../shared/tfds --results experiments/results

@@ -1,10 +1,10 @@
 """Detection and segmentation on COCO's images, compressed without training.
 
-python -m experiments.models.unfold ../shared/models/yolox_nano.safetensors \
+python -m experiments.unfold ../shared/models/yolox_nano.safetensors \
     runs/yolox_nano_unfolded.safetensors --network yolox_nano --task detection \
     --dataset coco/2017_panoptic+coco/2017_instances --split train --batch 20 \
     --data-dir ../shared/tfds
-python -m experiments.models.unfold ../shared/models/deeplabv3_mnv2_050.safetensors \
+python -m experiments.unfold ../shared/models/deeplabv3_mnv2_050.safetensors \
     runs/deeplabv3_mnv2_050_unfolded.safetensors --network deeplabv3_mnv2_050 \
     --task segmentation --dataset coco/2017_panoptic+coco/2017_instances \
     --split train --batch 20 --data-dir ../shared/tfds

@@ -1,6 +1,6 @@
 """Few-image compression of ImageNet networks: 700 images without labels, 300 to test.
 
-python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensors \
+python -m experiments.unfold ../shared/models/mobilenet_v2_100.safetensors \
     runs/mobilenet_v2_100_unfolded.safetensors --data-dir ../shared/tfds
 python -m experiments.compress experiments/configs/few_images/bits.py \
     --data-dir ../shared/tfds --results experiments/results

@@ -1,8 +1,8 @@
 r"""Give a network whose batch norms are folded its batch norms back.
 
-    python -m experiments.models.unfold ../shared/models/mobilenet_v2_100.safetensors \
+    python -m experiments.unfold ../shared/models/mobilenet_v2_100.safetensors \
         runs/mobilenet_v2_100_unfolded.safetensors --data-dir ../shared/tfds
-    python -m experiments.models.unfold ../shared/models/yolox_nano.safetensors \
+    python -m experiments.unfold ../shared/models/yolox_nano.safetensors \
         runs/yolox_nano_unfolded.safetensors --network yolox_nano --task detection \
         --dataset coco/2017_panoptic --split train --data-dir ../shared/tfds
 
@@ -183,8 +183,6 @@ def _separated(params: Any, moments: Any, epsilon: float) -> tuple[Any, Any]:
 if __name__ == "__main__":
     sys.exit(
         main(
-            tyro.cli(
-                Options, prog="python -m experiments.models.unfold", description=__doc__
-            )
+            tyro.cli(Options, prog="python -m experiments.unfold", description=__doc__)
         )
     )
