@@ -1,10 +1,16 @@
 """The compared methods, at (nearly) equal stored bits per weight."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import ssvq_jax as ssvq
-from experiments.training.config import Compression, Freezing
+from experiments.training.config import (
+    Compression,
+    Experiment,
+    Freezing,
+    Optimization,
+)
 
 # Codebooks are as precise as makes the stored bits equal; all are fine-tuned in
 # float32. MVQ's masks are those with the least clustering error, at 1.5 bits the best
@@ -60,6 +66,36 @@ RECIPE = {
     "frozen": ssvq.SSVQ(16, 8),
 }
 """The paper's comparison at 1.5 bits, UQ at 2; "frozen" needs a `Freezing`."""
+
+
+def paper_recipe(
+    rules: Callable[[ssvq.Codec], tuple[ssvq.Rule, ...]], batch: int, **options: Any
+) -> dict[str, Experiment]:
+    """Ten epochs with each method of `RECIPE`, by its name.
+
+    Args:
+      rules: Of the network, for a codec.
+      batch: Examples per step.
+      **options: The others of `Experiment`.
+    """
+    return {
+        method: Experiment(
+            optimization=Optimization(
+                epochs=10,
+                batch=batch,
+                rate=1e-4,
+                codebook_rate=1e-3,
+                sign_rate=1e-3,
+                dtype="bfloat16",
+            ),
+            compression=Compression(
+                rules=rules(codec),
+                freezing=Freezing(checks=25) if method == "frozen" else None,
+            ),
+            **options,
+        )
+        for method, codec in RECIPE.items()
+    }
 
 
 def compression(

@@ -16,17 +16,11 @@ run here.
 """
 
 import ssvq_jax as ssvq
-from experiments.configs._methods import RECIPE, convolutional
+from experiments.configs._methods import convolutional, paper_recipe
 from experiments.data.augmentation import Augmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Classification
-from experiments.training.config import (
-    Compression,
-    Data,
-    Experiment,
-    Freezing,
-    Optimization,
-)
+from experiments.training.config import Data, Experiment
 
 _IMAGENET = Data(
     name="imagenet2012",
@@ -36,36 +30,31 @@ _IMAGENET = Data(
     in_memory=False,
 )
 _TASK = Classification(augmentation=Augmentation(scale=(0.08, 1.0), flip=True))
-_DENSE = "blocks/.*/kernel"
 
 
-def _rules(network: str, codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
-    if network.startswith("deit"):
-        return (ssvq.Rule(_DENSE, codec),)
-    return convolutional(codec)
+def _dense(codec: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
+    return (ssvq.Rule("blocks/.*/kernel", codec),)
+
+
+_NETWORKS = {
+    "deit_tiny": _dense,
+    "mobilenetv2_100": convolutional,
+    "efficientnet_lite0": convolutional,
+}
+"""Networks, and the rules of their kind."""
 
 
 def runs() -> dict[str, Experiment]:
     """Every network with every method."""
-    found = {}
-    for network in ("deit_tiny", "mobilenetv2_100", "efficientnet_lite0"):
-        for method, codec in RECIPE.items():
-            freezing = Freezing(checks=25) if method == "frozen" else None
-            found[f"{network}-{method}"] = Experiment(
-                task=_TASK,
-                network=NETWORKS[network],
-                data=_IMAGENET,
-                optimization=Optimization(
-                    epochs=10,
-                    batch=1024,
-                    rate=1e-4,
-                    codebook_rate=1e-3,
-                    sign_rate=1e-3,
-                    dtype="bfloat16",
-                ),
-                weights=f"checkpoints/{network}.safetensors",
-                compression=Compression(
-                    rules=_rules(network, codec), freezing=freezing
-                ),
-            )
-    return found
+    return {
+        f"{network}-{method}": experiment
+        for network, rules in _NETWORKS.items()
+        for method, experiment in paper_recipe(
+            rules,
+            1024,
+            task=_TASK,
+            network=NETWORKS[network],
+            data=_IMAGENET,
+            weights=f"checkpoints/{network}.safetensors",
+        ).items()
+    }

@@ -46,6 +46,25 @@ class Split(Sequence[Example]):
         return dataclasses.replace(self, examples=list(bar))
 
 
+@dataclasses.dataclass(frozen=True)
+class Mapped(Sequence[Example]):
+    """Examples made of what a source has, when they are asked for.
+
+    Attributes:
+      source: Random access to a data set's own examples.
+      read: Makes one of ours.
+    """
+
+    source: Sequence[Any]
+    read: Callable[[Any], Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read(self.source[index])
+
+
 def joined(open_split: Callable[..., Split], names: str, *where: Any) -> Split:
     """Splits of one name of several sets, one behind the other.
 

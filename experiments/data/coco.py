@@ -1,66 +1,15 @@
 """Images with boxes: COCO in the forms that tensorflow-datasets has."""
 
-import dataclasses
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.data.batches import Example, Split
+from experiments.data.batches import Example, Mapped, Split
 from experiments.data.images import builder_of_files, open_source
 
 CLASSES = 80
 """Things of COCO; what has a larger label in panoptic sets is stuff, and left out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Objects(Sequence[Example]):
-    """Examples of a source with `objects` or `panoptic_objects`."""
-
-    source: Any
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: Any) -> Any:
-        example = self.source[index]
-        image = example["image"]
-        panoptic = "panoptic_objects" in example
-        objects = example["panoptic_objects" if panoptic else "objects"]
-        labels = np.asarray(objects["label"], np.int32).reshape(-1)
-        kept = labels < CLASSES if panoptic else np.ones(len(labels), bool)
-        if panoptic:
-            area = _areas(example["panoptic_image"], objects["id"])
-        elif "mask" in objects:
-            area = [np.count_nonzero(mask) for mask in objects["mask"]]
-        else:
-            area = objects["area"]
-        known = (labels >= 0) & (labels < CLASSES)
-        if not np.all(known | ~kept):
-            raise ValueError(
-                f"image {example['image/id']}: label: expected 0 to {CLASSES - 1}, "
-                f"got {labels[~known][0]}"
-            )
-        height, width = image.shape[:2]
-        shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-        sides = np.array([width, height, width, height], np.float32)
-        return {
-            "image": image,
-            "id": int(example["image/id"]),
-            "boxes": (shares[:, [1, 0, 3, 2]] * sides)[kept],
-            "labels": labels[kept],
-            "crowd": np.asarray(objects["is_crowd"], bool).reshape(-1)[kept],
-            "area": np.asarray(area, np.float32).reshape(-1)[kept],
-        }
-
-
-def _areas(mask: np.ndarray, ids: Any) -> list[int]:
-    """Pixels of every segment of a panoptic mask, whose colours are numbers."""
-    values = mask.astype(np.int64) @ np.array([1, 256, 65536])
-    found, counts = np.unique(values, return_counts=True)
-    pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    return [pixels.get(int(i), 0) for i in ids]
 
 
 def open_split(
@@ -91,4 +40,55 @@ def open_split(
             f"{name}: expected images with objects, got {', '.join(sorted(features))}"
         )
     source, split = open_source(builder, name, split)
-    return Split(f"{name} {split}", _Objects(source), CLASSES)
+    return Split(f"{name} {split}", Mapped(source, _objects), CLASSES)
+
+
+def segments(image: np.ndarray) -> np.ndarray:
+    """Numbers of the segments that a panoptic image's colours stand for.
+
+    Args:
+      image: uint8 `(height, width, 3)`.
+
+    Returns:
+      int32 `(height, width)`.
+    """
+    return image.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def _objects(example: Any) -> Example:
+    """Of an example with `objects` or `panoptic_objects`; see `open_split`."""
+    image = example["image"]
+    panoptic = "panoptic_objects" in example
+    objects = example["panoptic_objects" if panoptic else "objects"]
+    labels = np.asarray(objects["label"], np.int32).reshape(-1)
+    kept = labels < CLASSES if panoptic else np.ones(len(labels), bool)
+    if panoptic:
+        area = _areas(example["panoptic_image"], objects["id"])
+    elif "mask" in objects:
+        area = [np.count_nonzero(mask) for mask in objects["mask"]]
+    else:
+        area = objects["area"]
+    known = (labels >= 0) & (labels < CLASSES)
+    if not np.all(known | ~kept):
+        raise ValueError(
+            f"image {example['image/id']}: label: expected 0 to {CLASSES - 1}, "
+            f"got {labels[~known][0]}"
+        )
+    height, width = image.shape[:2]
+    shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+    sides = np.array([width, height, width, height], np.float32)
+    return {
+        "image": image,
+        "id": int(example["image/id"]),
+        "boxes": (shares[:, [1, 0, 3, 2]] * sides)[kept],
+        "labels": labels[kept],
+        "crowd": np.asarray(objects["is_crowd"], bool).reshape(-1)[kept],
+        "area": np.asarray(area, np.float32).reshape(-1)[kept],
+    }
+
+
+def _areas(mask: np.ndarray, ids: Any) -> list[int]:
+    """Pixels of every segment of a panoptic image."""
+    found, counts = np.unique(segments(mask), return_counts=True)
+    pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return [pixels.get(int(i), 0) for i in ids]

@@ -1,9 +1,8 @@
 """Labelled images of tensorflow-datasets, read without TensorFlow."""
 
 import contextlib
-import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,7 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from experiments.data.batches import Example, NotPreparedError, Split
-
-
-@dataclasses.dataclass(frozen=True)
-class _Labelled(Sequence[Example]):
-    """`image`, uint8 `(height, width, channels)`, and `label`, int32, of a source."""
-
-    source: Any
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: Any) -> Any:
-        example = self.source[index]
-        return {"image": example["image"], "label": np.int32(example["label"])}
+from experiments.data.batches import Example, Mapped, NotPreparedError, Split
 
 
 def open_split(
@@ -54,7 +39,11 @@ def open_split(
     builder = _builder(name, data_dir)
     classes = builder.info.features["label"].num_classes
     source, split = open_source(builder, name, split)
-    return Split(f"{name} {split}", _Labelled(source), classes)
+    return Split(f"{name} {split}", Mapped(source, _labelled), classes)
+
+
+def _labelled(example: Any) -> Example:
+    return {"image": example["image"], "label": np.int32(example["label"])}
 
 
 def open_source(builder: Any, name: str, split: str | None) -> tuple[Any, str]:
@@ -147,4 +136,4 @@ def _digits(split: str) -> Split:
         if not chosen:
             raise ValueError("it has no images")
     examples = [{"image": images[i], "label": digits.target[i]} for i in chosen]
-    return Split(f"digits {split}", _Labelled(examples), 10)
+    return Split(f"digits {split}", Mapped(examples, _labelled), 10)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.batches import Example, Split
+from experiments.data.coco import segments
 from experiments.data.images import builder_of_files, open_source
 
 UNLABELLED = 255
@@ -145,8 +146,7 @@ def _cityscapes(example: Any) -> np.ndarray:
 
 def _panoptic(example: Any) -> np.ndarray:
     """The class of the object at every pixel."""
-    colors = example["panoptic_image"].astype(np.int32)
-    found = colors @ np.array([1, 256, 65536], np.int32)
+    found = segments(example["panoptic_image"])
     labels = np.full(found.shape, UNLABELLED, np.uint8)
     objects = example["panoptic_objects"]
     for identity, label in zip(objects["id"], objects["label"], strict=True):

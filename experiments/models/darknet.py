@@ -90,19 +90,18 @@ class BaseConv(nnx.Module):
 
 
 class DWConv(nnx.Module):
-    """A depthwise convolution and a pointwise one."""
+    """A depthwise convolution of 3x3 and a pointwise one; arguments as of `conv3`."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        size: int,
         stride: int,
         architecture: Architecture,
         rngs: nnx.Rngs,
     ):
         self.dconv = BaseConv(
-            inputs, inputs, size, stride, architecture, rngs, depthwise=True
+            inputs, inputs, 3, stride, architecture, rngs, depthwise=True
         )
         self.pconv = BaseConv(inputs, outputs, 1, 1, architecture, rngs)
 
@@ -115,8 +114,9 @@ def conv3(
     inputs: int, outputs: int, stride: int, architecture: Architecture, rngs: nnx.Rngs
 ) -> nnx.Module:
     """Convolution of 3x3, depthwise and pointwise where the architecture says so."""
-    kind = DWConv if architecture.depthwise else BaseConv
-    return kind(inputs, outputs, 3, stride, architecture, rngs)
+    if architecture.depthwise:
+        return DWConv(inputs, outputs, stride, architecture, rngs)
+    return BaseConv(inputs, outputs, 3, stride, architecture, rngs)
 
 
 def sequence(x: jax.Array, modules: Any) -> jax.Array:

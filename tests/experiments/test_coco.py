@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.data.batches import NotPreparedError
-from experiments.data.coco import _Objects, open_split
+from experiments.data.coco import _objects, open_split
 from experiments.data.pixels import letterbox
 from tests.shared import shared
 
@@ -40,7 +40,7 @@ def test_objects_of_the_plain_form_and_images_without_any():
     }
     empty = {name: [] for name in objects}
     source = [{"image": image, "image/id": 5, "objects": x} for x in (objects, empty)]
-    one, none = (_Objects(source)[i] for i in range(2))
+    one, none = map(_objects, source)
     np.testing.assert_allclose(one["boxes"], [[4, 1, 20, 5]])
     assert one["labels"] == [7] and one["crowd"] == [True] and one["area"] == [33]
     assert none["boxes"].shape == (0, 4) and none["labels"].shape == (0,)

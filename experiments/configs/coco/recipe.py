@@ -14,18 +14,12 @@ The paper has SSVQ over VQ by 5 AP at 20 times on COCO, and over MVQ by 1.2 poin
 mean IoU at 19 times on Pascal VOC. Not run here.
 """
 
-from experiments.configs._methods import RECIPE
+from experiments.configs._methods import paper_recipe
 from experiments.configs.coco._coco import rules
 from experiments.data.augmentation import SceneAugmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, Segmentation, Task
-from experiments.training.config import (
-    Compression,
-    Data,
-    Experiment,
-    Freezing,
-    Optimization,
-)
+from experiments.training.config import Data, Experiment
 
 _TASKS: dict[str, tuple[str, int, int, Task]] = {
     "yolox_s": ("coco/2017", 80, 64, Detection(flip=True, zoom=(0.5, 1.5))),
@@ -42,7 +36,11 @@ _TASKS: dict[str, tuple[str, int, int, Task]] = {
 def runs() -> dict[str, Experiment]:
     """Every network with every method."""
     return {
-        f"{network}-{method}": Experiment(
+        f"{network}-{method}": experiment
+        for network, (name, classes, batch, task) in _TASKS.items()
+        for method, experiment in paper_recipe(
+            lambda codec, network=network: rules(network, [codec]),
+            batch,
             task=task,
             network=NETWORKS[network].with_classes(classes),
             data=Data(
@@ -52,20 +50,6 @@ def runs() -> dict[str, Experiment]:
                 test="validation",
                 in_memory=False,
             ),
-            optimization=Optimization(
-                epochs=10,
-                batch=batch,
-                rate=1e-4,
-                codebook_rate=1e-3,
-                sign_rate=1e-3,
-                dtype="bfloat16",
-            ),
             weights=f"checkpoints/{network}.safetensors",
-            compression=Compression(
-                rules=rules(network, [codec]),
-                freezing=Freezing(checks=25) if method == "frozen" else None,
-            ),
-        )
-        for network, (name, classes, batch, task) in _TASKS.items()
-        for method, codec in RECIPE.items()
+        ).items()
     }
