@@ -16,15 +16,22 @@ from experiments.training.config import (
 # float32. MVQ's masks are those with the least clustering error, at 1.5 bits the best
 # of configs/cifar10/masks.py. Per weight of `deit_96_cifar10`, codebooks included:
 _CODECS = {
+    1: {
+        "vq": ssvq.VQ(16, 4, codebook_dtype="int8"),  # 1.020
+        "mvq": ssvq.MVQ(16, 8, (1, 4)),  # 1.038
+        "coded": ssvq.SSVQ(16, 8, sign_code="hamming", codebook_dtype="int8"),  # 1.038
+    },
     1.25: {
         "vq": ssvq.VQ(32, 4, codebook_dtype="int8"),  # 1.288
         "mvq": ssvq.MVQ(16, 8, (2, 4)),  # 1.288
         "ssvq": ssvq.SSVQ(4, 8),  # 1.269
+        "coded": ssvq.SSVQ(8, 8, sign_code="parity"),  # 1.287
     },
     1.5: {
         "vq": ssvq.VQ(64, 4, codebook_dtype="int8"),  # 1.575
         "mvq": ssvq.MVQ(32, 6, (4, 6)),  # 1.557
         "ssvq": ssvq.SSVQ(16, 8),  # 1.574
+        "coded": ssvq.SSVQ(32, 8, sign_code="parity", codebook_dtype="int8"),  # 1.575
     },
     2: {
         "uniform": ssvq.Uniform(2),  # 2.125
@@ -40,8 +47,8 @@ _CODECS = {
     },
     4: {"uniform": ssvq.Uniform(4)},  # 4.125
 }
-BITS = tuple(_CODECS)
-"""What the methods are compared at, bits per weight."""
+BITS = (1.25, 1.5, 2, 3, 4)
+"""What the paper's methods are compared at, bits per weight."""
 
 TITLES = {
     "float": "float32",
@@ -105,7 +112,7 @@ def compression(
 
     Args:
       method: One of `TITLES`.
-      bits: One of `BITS`.
+      bits: One of `BITS`, or 1.
       freezing: For "frozen".
       **changes: Options of the codec that differ.
 
@@ -134,5 +141,5 @@ def convolutional(*codecs: ssvq.Codec) -> tuple[ssvq.Rule, ...]:
 
 
 def at(bits: float) -> list[str]:
-    """The methods that are compared at so many bits."""
-    return [m for m in TITLES if ("ssvq" if m in SIGNED else m) in _CODECS[bits]]
+    """The paper's methods that are compared at so many bits."""
+    return [m for m in RECIPE if ("ssvq" if m in SIGNED else m) in _CODECS[bits]]

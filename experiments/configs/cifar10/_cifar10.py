@@ -34,7 +34,7 @@ def rates(method: str, rate: float, second: float) -> dict[str, Any]:
       rate: Of all that is not compressed; with learned signs of codebooks, too.
       second: Of learned signs, where a method has them; else of codebooks or steps.
     """
-    if method in ("learned", "frozen"):
+    if method in ("learned", "frozen", "coded"):
         return {"rate": rate, "codebook_rate": rate, "sign_rate": second}
     return {"rate": rate, "codebook_rate": second, "sign_rate": 0.0}
 
@@ -61,7 +61,7 @@ def fine_tuning(
 
     Args:
       method: One of `experiments.configs._methods.TITLES`.
-      bits: One of `experiments.configs._methods.BITS`.
+      bits: As of `experiments.configs._methods.compression`.
       epochs: Passes over the images.
       seed: Of clustering and batches.
       freezing: For "frozen".

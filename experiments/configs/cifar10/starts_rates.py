@@ -1,0 +1,36 @@
+"""Learning rates from calibrated starts and of coded signs, by the validation split.
+
+python -m experiments.compress experiments/configs/cifar10/starts_rates.py \
+    --data-dir DIR --results experiments/results
+
+As rates.py, with its nine pairs of rates for every method: 1.5 bits, one epoch each.
+Needs the float network of deit_96.py.
+"""
+
+import itertools
+
+from experiments.configs.cifar10.rates import trial
+from experiments.configs.cifar10.starts import STARTS, from_calibrated
+from experiments.training.config import Experiment
+
+_RATES = (3e-4, 1e-3, 3e-3)
+_SECOND = {
+    "vq": (1e-3, 3e-3, 1e-2),
+    "learned": (3e-4, 1e-3, 3e-3),
+    "coded": (3e-4, 1e-3, 3e-3),
+}
+
+
+def runs() -> dict[str, Experiment]:
+    """METHOD-START-RATE-RATE; what rates.py has is left out."""
+    found = {}
+    for start in STARTS:
+        for method, seconds in _SECOND.items():
+            if start == "plain" and method != "coded":
+                continue
+            for rate, second in itertools.product(_RATES, seconds):
+                run = trial(method, 1.5, rate, second)
+                if start == "calibrated":
+                    run = from_calibrated(run)
+                found[f"{method}-{start}-{rate:g}-{second:g}"] = run
+    return found
