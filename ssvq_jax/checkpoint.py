@@ -1,9 +1,8 @@
 """Checkpoints, packed or not: arrays by name, read when asked for."""
 
+import functools
 import json
-import math
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,7 +44,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         with naming(self.path):
             listed = shards.files(self.path)
         self.files = tuple(map(os.fspath, listed))
-        opened = [self._open(file, names) for file, names in listed.items()]
+        opened = [*map(_open, self.files, listed.values())]
+        self._header = functools.cache(_header)
         self.metadata = opened[0].metadata() or {}
         self._places = {
             name: (file, place)
@@ -64,19 +64,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if len(self.stored) < len(self.packed):
             raise FormatError(f"{self.path}: two parameters of one original name")
 
-    def _open(self, path: pathlib.Path, listed: set[str] | None) -> Any:
-        with naming(os.fspath(path)):
-            require_safetensors(path)
-        with naming(os.fspath(path), _FOREIGN):
-            file = safe_open(path, "np")
-            differing = [] if listed is None else sorted(listed ^ set(file.keys()))
-        if differing:
-            raise FormatError(
-                f"{path}: its tensors are not those of the index: "
-                f"{', '.join(differing[:5])}"
-            )
-        return file
-
     def __contains__(self, name: object) -> bool:
         return name in self.stored  # without reading it
 
@@ -92,11 +79,15 @@ class Checkpoint(Mapping[str, np.ndarray]):
             decoded = np.asarray(decode(self.packed[stored]))
             return decoded.astype(self.dtype(name), copy=False)
         with naming(self.path, name, _FOREIGN):
-            # The library leaves these to NumPy, which does not have them.
             file, path = self._places[stored]
-            if self.dtype(name).name.startswith("float8"):
-                return _read_bytes(path, stored).view(self.dtype(name))
-            return file.get_tensor(stored)
+            dtype = self.dtype(name)
+            if not dtype.name.startswith("float8"):
+                return file.get_tensor(stored)
+            # The library leaves these to NumPy, which does not have them.
+            start, header = self._header(path)
+            first, end = header[stored]["data_offsets"]
+            data = np.fromfile(path, np.uint8, end - first, offset=start + first)
+            return data.view(dtype).reshape(self.shape(name))
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of a weight in the original, without reading it.
@@ -124,6 +115,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
             return self.packed.entries[stored].shape
         return self.packed.tensors[stored].shape
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(map(os.path.getsize, self.files))
+
     def lazy(self, name: str) -> "LazyArray":
         """A stand-in for a weight that reads it whenever NumPy asks for it."""
         return LazyArray(self, name)
@@ -140,15 +136,30 @@ class LazyArray:
         return np.asarray(self._checkpoint[self._name], dtype)
 
 
-def _read_bytes(path: str, name: str) -> UInt8[np.ndarray, "*shape"]:
-    """A tensor of one byte a number, of a file whose header has been checked."""
+def _open(path: str, listed: set[str] | None) -> Any:
+    """A safetensors file, with the tensors that an index lists for it."""
+    with naming(path):
+        require_safetensors(path)
+        with naming(_FOREIGN):
+            file = safe_open(path, "np")
+            differing = [] if listed is None else sorted(listed ^ set(file.keys()))
+        if differing:
+            raise FormatError(
+                f"its tensors are not those of the index: {', '.join(differing[:5])}"
+            )
+    return file
+
+
+def _header(path: str) -> tuple[int, dict[str, Any]]:
+    """Where the data of a checked file start, and its header."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        file.seek(8 + length + entry["data_offsets"][0])
-        return np.fromfile(file, np.uint8, math.prod(entry["shape"])).reshape(
-            entry["shape"]
-        )
+        return 8 + length, json.loads(file.read(length))
+
+
+def bytes_of(x: np.ndarray) -> UInt8[np.ndarray, " bytes"]:
+    """An array's own bytes, row-major."""
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
 def _original_metadata(packed: PackedFile) -> dict[str, str]:

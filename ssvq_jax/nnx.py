@@ -61,8 +61,6 @@ class CompressedModule(nnx.Module):
 
     def __init__(self, module: nnx.Module, params: Any):
         graphdef, own, rest = nnx.split(module, nnx.Param, ...)
-        # Buffers of its own: a step that donates them leaves the module alone.
-        rest = jax.tree.map(jnp.copy, rest)
         boxes, treedef = flatten(own, _is_variable)
         given, _ = flatten(params, is_compressed)
         _require_same_parameters(boxes, given)
@@ -74,11 +72,10 @@ class CompressedModule(nnx.Module):
             if path in fixed:
                 boxes[path] = Decoded(None, parameter=kind)
             else:
-                boxes[path] = jax.tree.unflatten(
-                    kind, [jnp.array(given[path], copy=True)]
-                )
+                boxes[path] = jax.tree.unflatten(kind, [jnp.asarray(given[path])])
         own = jax.tree.unflatten(treedef, boxes.values())
-        self.module = nnx.clone(nnx.merge(graphdef, own, rest))
+        # Buffers of its own: a step that donates them leaves the module alone.
+        self.module = nnx.clone(nnx.merge(graphdef, own, rest), arrays=True)
         # Optimizers of NNX see mappings in place of nodes: `label_tree` reads the name.
         self.compressed = nnx.data(
             {

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ssvq_jax.calibration.found import Role
 from ssvq_jax.calibration.moments import Moment, Moments
 from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.core.checks import as_array
 from ssvq_jax.core.sharding import place, replicate, sharding_of
 from ssvq_jax.tree.paths import flatten
 
@@ -72,10 +73,10 @@ def correct_biases(compressed: Any, params: Any, moments: Moments) -> Any:
         if is_compressed(named[bias]):
             raise ValueError(f"{bias}: expected a bias that is not compressed")
         try:
-            lost = _lost(_roles(moment), moment.mean, node, jnp.asarray(original))
+            lost = _lost(_roles(moment), moment.mean, node, as_array(original))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        named[bias] = _added(bias, jnp.asarray(named[bias]), lost)
+        named[bias] = _added(bias, as_array(named[bias]), lost)
     return jax.tree.unflatten(treedef, named.values())
 
 

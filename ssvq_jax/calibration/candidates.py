@@ -13,7 +13,7 @@ from ssvq_jax.calibration.moments import Moment
 from ssvq_jax.calibration.prediction import output_cost
 from ssvq_jax.codecs import Codec, Compressed, is_compressed
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES
-from ssvq_jax.core.checks import require_finite
+from ssvq_jax.core.checks import as_array, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import replicate
 from ssvq_jax.tree.report import Row
@@ -92,7 +92,7 @@ def priced(
     weight = _float64(leaf)
     predicted = None
     try:
-        require_finite("weight", jnp.asarray(leaf))
+        require_finite("weight", as_array(leaf))
         if moments is not None and path in moments:
             predicted = output_cost(moments[path], weight)
     except ValueError as problem:
@@ -144,4 +144,4 @@ def _stored_bits(codec: Codec, path: str, leaf: Any, axis: int | None) -> int | 
 
 
 def _float64(x: Any) -> np.ndarray:
-    return np.asarray(replicate(jnp.asarray(x)), np.float64)
+    return np.asarray(replicate(as_array(x)), np.float64)

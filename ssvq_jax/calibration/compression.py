@@ -36,9 +36,8 @@ def compress(
         the squared error of every weight (see `encode`). Parameters that are not in
         it are not weighted.
       moments: From `calibrate`. Codes are found by the error of the outputs: with the
-        diagonal of the second moments as importance, where none is given and inputs
-        were not all zero, then by `refine`. Parameters that are not in it are
-        compressed without.
+        diagonal of the second moments as importance, where none is given, then by
+        `refine`. Parameters that are not in it are compressed without.
 
     Returns:
       The same tree with `Compressed` nodes where a codec was chosen.
@@ -68,7 +67,6 @@ def compress(
                 diagonal = moments[path].importance(jnp.shape(named[path]))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            if diagonal.any():  # else inputs were all zero, and say nothing
-                weights.setdefault(path, diagonal)
+            weights.setdefault(path, diagonal)
     compressed = tree.compress(params, rules, key=key, importance=weights)
     return refine(compressed, params, moments)

@@ -13,7 +13,7 @@ from ssvq_jax.calibration.feedback import EXACT, Walk
 from ssvq_jax.calibration.layout import Layout
 from ssvq_jax.calibration.moments import Moment, require_paths
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.core.checks import require_finite, require_nonnegative
+from ssvq_jax.core.checks import as_array, require_finite, require_nonnegative
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     place,
@@ -109,7 +109,7 @@ def refine(
 def _refined(
     node: Any, weight: Any, moment: Moment, damping: float, sweeps: int
 ) -> Compressed:
-    weight = jnp.asarray(weight)
+    weight = as_array(weight)
     if weight.shape != node.shape:
         raise ValueError(f"weight: expected shape {node.shape}, got {weight.shape}")
     node.check()

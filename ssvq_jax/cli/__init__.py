@@ -45,7 +45,8 @@ def _ended_by_signals() -> Iterator[None]:
     def end(number: int, _: object) -> None:
         sys.exit(128 + number)  # as shells have it
 
-    numbers = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    names = ("SIGTERM", "SIGHUP")  # Windows has the first alone
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     changed = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
     for number in changed:
         signal.signal(number, end)

@@ -5,21 +5,19 @@ import difflib
 import hashlib
 import json as json_text
 import math
-import os
 import pathlib
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint, bytes_of
 from ssvq_jax.cli.inspect import describe_file, report_json
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, check_target, progress
@@ -120,8 +118,7 @@ def compress(
     chosen = _choose(checkpoint, include, exclude)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
     rows: list[Row] = []
-    compressed: dict[str, Row] = {}
-    tied: dict[tuple[Any, ...], str] = {}
+    done: dict[tuple[Any, ...], Row] = {}
     kept: dict[str, str] = {}
     key = jax.random.key(seed)
     with progress(json) as bar:
@@ -134,11 +131,11 @@ def compress(
             if fits and _gains(codec, shape, dtype, axis, original):
                 values = checkpoint[name]
                 # Tied tensors, equal under two names, stay equal.
-                content = (axis, str(dtype), shape, _digest(values))
-                first = tied.setdefault(content, name)
-                if first in compressed:
-                    leaves[name] = leaves[first]
-                    rows.append(dataclasses.replace(compressed[first], path=name))
+                digest = hashlib.blake2b(bytes_of(values).data, digest_size=16).digest()
+                content = (axis, str(dtype), shape, digest)
+                if tied := done.get(content):
+                    leaves[name] = leaves[tied.path]
+                    rows.append(dataclasses.replace(tied, path=name))
                     continue
                 weight = {name: jnp.asarray(values)}
                 rule = tree.Rule(re.escape(name), codec, axis=axis)
@@ -146,8 +143,8 @@ def compress(
                 try:
                     node = calibration.compress(weight, [rule], key=key, moments=own)
                     node = tree.finalize(node)
-                    (compressed[name],) = tree.report(node, weight).rows
-                    rows.append(compressed[name])
+                    (done[content],) = tree.report(node, weight).rows
+                    rows.append(done[content])
                     leaves.update(node)
                     continue
                 except ValueError as error:  # NaN, or out of range for the codebook
@@ -172,9 +169,8 @@ def compress(
     console = Console()
     console.print(_brief(report))
     describe_file(console, out)
-    original_size = sum(map(os.path.getsize, checkpoint.files))
-    ratio = original_size / out.stat().st_size
-    console.print(Text(f"From {original_size:,} bytes: {ratio:.1f} times smaller."))
+    ratio = checkpoint.nbytes / out.stat().st_size
+    console.print(Text(f"From {checkpoint.nbytes:,} bytes: {ratio:.1f} times smaller."))
     if moments is not None:
         counts = {name: len(found) for name, found in _usage(moments, report).items()}
         text = "{used} compressed with statistics, {missing} without; {unused} unused."
@@ -182,11 +178,6 @@ def compress(
     for reason in kept.values():
         console.print(Text(f"Kept as it is: {printable(reason)}", "yellow"))
     return 0
-
-
-def _digest(values: np.ndarray) -> bytes:
-    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    return hashlib.blake2b(data.data, digest_size=16).digest()
 
 
 def _brief(report: Report) -> Report:

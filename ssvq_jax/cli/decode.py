@@ -3,12 +3,11 @@
 import json as json_text
 import pathlib
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint, bytes_of
 from ssvq_jax.cli.terminal import Flag, check_target, progress
 from ssvq_jax.export import FormatError
 from ssvq_jax.export.container import NAMES, Tensor, header_bytes, replacing
@@ -42,9 +41,8 @@ def decode(
     with replacing(out) as target, progress(json) as bar:
         target.write(header_bytes(tensors, checkpoint.metadata))
         for name in bar.track(names, description="Decoding"):
-            weights = np.ascontiguousarray(checkpoint[name])
-            target.write(weights.reshape(-1).view(np.uint8).data)
-    size, packed = out.stat().st_size, file.stat().st_size
+            target.write(bytes_of(checkpoint[name]).data)
+    size, packed = out.stat().st_size, checkpoint.nbytes
     if json:
         sizes = {"bytes": size, "tensors": len(names), "packed_bytes": packed}
         print(json_text.dumps({"file": str(out), **sizes}))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint, bytes_of
 from ssvq_jax.cli.terminal import Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
 from ssvq_jax.export.names import original_name
@@ -240,8 +240,7 @@ def _describe(checkpoint: Checkpoint, name: str) -> str:
 
 def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether two arrays of one shape and dtype are the same, NaN and -0 included."""
-    x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (x, y))
-    return np.array_equal(x, y)
+    return np.array_equal(bytes_of(x), bytes_of(y))
 
 
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:

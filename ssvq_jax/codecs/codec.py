@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
 from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
-from ssvq_jax.core.checks import checked_importance, require_finite
+from ssvq_jax.core.checks import as_array, checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import (
     compiler_sharded,
@@ -244,7 +244,7 @@ class Compressed(abc.ABC):
           ValueError: A weight or importance of another shape, or that is not finite;
             negative importance.
         """
-        weight = jnp.asarray(weight)
+        weight = as_array(weight)
         if weight.shape != self.shape:
             raise ValueError(f"weight: expected shape {self.shape}, got {weight.shape}")
         require_finite("weight", weight)

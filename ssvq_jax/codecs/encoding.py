@@ -1,13 +1,12 @@
 """`encode`: one weight array, checked, by any codec."""
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES, Codec, Compressed
 from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.checks import (
+    as_array,
     checked_importance,
-    native,
     require_finite,
     require_floating,
     require_representable,
@@ -52,7 +51,7 @@ def encode(
       >>> node.codes.shape, node.bits / weight.size
       ((8, 32), 2.5)
     """
-    weight = jnp.asarray(native(weight))
+    weight = as_array(weight)
     require_floating("weight", weight)
     if weight.dtype.name not in WEIGHT_DTYPES:
         raise TypeError(

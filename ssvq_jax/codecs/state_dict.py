@@ -7,9 +7,7 @@ from flax import serialization
 
 def state_dict(node: Any) -> dict[str, Any]:
     """A node's leaves by name, as `flax.serialization` has it."""
-    return {
-        name: serialization.to_state_dict(leaf) for name, leaf in node.leaves().items()
-    }
+    return serialization.to_state_dict(node.leaves())
 
 
 def from_state_dict(node: Any, state: dict[str, Any]) -> Any:
@@ -17,9 +15,4 @@ def from_state_dict(node: Any, state: dict[str, Any]) -> Any:
     leaves = node.leaves()
     if leaves.keys() != state.keys():
         raise ValueError(f"expected {', '.join(leaves)}, got {', '.join(state)}")
-    return node.replace(
-        **{
-            name: serialization.from_state_dict(leaf, state[name], name=name)
-            for name, leaf in leaves.items()
-        }
-    )
+    return node.replace(**serialization.from_state_dict(leaves, state))

@@ -73,11 +73,11 @@ def holding_dtype(dtype: str, x: Array) -> str:
     return "bfloat16" if dtype == "float16" and out_of_range(x, dtype) else dtype
 
 
-def native(x: ArrayLike) -> ArrayLike:
-    """NumPy arrays in the machine's byte order, which is the only one JAX has."""
+def as_array(x: ArrayLike) -> Array:
+    """`jnp.asarray`, also for NumPy's other byte order, which JAX does not have."""
     if isinstance(x, np.ndarray):
-        return x.astype(x.dtype.newbyteorder("="), copy=False)
-    return x
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    return jnp.asarray(x)
 
 
 def require_nonnegative(name: str, x: Array) -> None:
@@ -98,7 +98,7 @@ def checked_importance(
     """
     if importance is None:
         return None
-    importance = jnp.asarray(native(importance))
+    importance = as_array(importance)
     if importance.shape != shape:
         raise ValueError(
             f"importance: expected the weight's shape {shape}, got {importance.shape}"

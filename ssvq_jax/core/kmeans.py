@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.checks import (
-    native,
+    as_array,
     require_finite,
     require_floating,
     require_nonnegative,
@@ -72,7 +72,7 @@ def fit_codebook(
       Lloyd, "Least squares quantization in PCM", 1982. Arthur and Vassilvitskii,
       "k-means++: The Advantages of Careful Seeding", 2007.
     """
-    points = jnp.asarray(native(points))
+    points = as_array(points)
     require_floating("points", points)
     if points.ndim != 2 or points.size == 0:
         raise ValueError(
@@ -88,7 +88,7 @@ def fit_codebook(
     require_finite("points", points)
 
     if importance is not None:
-        importance = jnp.asarray(native(importance))
+        importance = as_array(importance)
         if importance.shape not in ((count,), (count, dim)):
             raise ValueError(
                 f"importance: expected shape {(count,)} or {(count, dim)}, "
@@ -100,7 +100,7 @@ def fit_codebook(
         if init != "k-means++":
             raise ValueError(f"init: expected 'k-means++' or a codebook, got {init!r}")
     else:
-        start = jnp.asarray(init).astype(jnp.float32)
+        start = as_array(init).astype(jnp.float32)
         if start.shape != (codewords, dim):
             raise ValueError(
                 f"init: expected shape {(codewords, dim)}, got {start.shape}"

@@ -185,20 +185,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
       OSError: A directory that is missing or cannot be written; names the path.
     """
-    path = pathlib.Path(os.path.realpath(path))
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    target = pathlib.Path(os.path.realpath(path))
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         check_replaceable(path)
         with open(temporary, "xb") as file:
-            if path.exists():
-                shutil.copymode(path, temporary)
+            if target.exists():
+                shutil.copymode(target, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         reason = f"cannot write the file: {error.strerror}"
-        raise type(error)(error.errno, reason, str(path)) from error
+        raise type(error)(error.errno, reason, str(target)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

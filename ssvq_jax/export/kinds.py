@@ -17,8 +17,6 @@ _STARTS = {
     b"\x89HDF": "an HDF5 file; save it as safetensors",
     b"\x80": "a pickle; save it as safetensors",
 }
-# The ninth byte of a safetensors file opens its header, whatever its length.
-_OPENING = slice(8, 9)
 
 
 def require_safetensors(path: str | os.PathLike[str]) -> None:
@@ -39,7 +37,7 @@ def require_safetensors(path: str | os.PathLike[str]) -> None:
         )
     with open(path, "rb") as file:
         start = file.read(32)
-    if start[_OPENING] == b"{":
+    if start[8:9] == b"{":  # opens the header, whatever its length
         return
     for magic, kind in _STARTS.items():
         if start.startswith(magic):

@@ -48,13 +48,7 @@ def _places(path: pathlib.Path) -> dict[str, str]:
     try:
         places = json.loads(path.read_bytes())["weight_map"]
         texts = all(isinstance(x, str) for pair in places.items() for x in pair)
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except _WRONG as error:
         raise FormatError(f"no index of shards: {error!r}") from error
     if not texts or not places:
         raise FormatError("no index of shards: expected names of tensors and files")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.core.checks import native
+from ssvq_jax.core.checks import as_array
 from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
@@ -156,12 +156,12 @@ def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> f
         raise ValueError(
             f"{path}: expected shape {node.shape} in the reference, got {found}"
         )
-    return float(_squared_error(node, native(original)))
+    return float(_squared_error(node, as_array(original)))
 
 
 @jax.jit
 def _squared_error(node: Compressed, original: Any) -> jax.Array:
-    original = jnp.asarray(original).astype(jnp.float32)
+    original = original.astype(jnp.float32)
     largest = jnp.max(jnp.abs(original))
     unit = jnp.where(largest > 0, largest, 1.0)  # squares of large weights overflow
     original = original / unit

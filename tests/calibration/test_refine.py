@@ -169,6 +169,9 @@ def test_compress_with_moments(params, x, key):
     importance = {"w": moments["w"].importance((27, 12))}
     tree = ssvq.compress(params, rules, key=key, importance=importance)
     chex.assert_trees_all_equal(found, ssvq.refine(tree, params, moments))
+    big = {"w": np.asarray(params["w"]).astype(">f4")}
+    again = ssvq.compress(big, rules, key=key, moments=moments)
+    chex.assert_trees_all_equal(found, again)
     # Importance that is given goes before that of the moments.
     given = {"w": jnp.ones((27, 12))}
     found = ssvq.compress(params, rules, key=key, importance=given, moments=moments)
