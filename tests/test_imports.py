@@ -17,9 +17,11 @@ LIBRARY = {
     "ssvq_jax.nnx": 4,
     "ssvq_jax.checkpoint": 4,
     "ssvq_jax.accelerator": 4,
-    "ssvq_jax": 5,  # the names that users import, and nothing else
-    "ssvq_jax.cli": 6,
-    "experiments": 7,
+    "ssvq_jax.api": 5,  # the names that users import, and nothing else
+    "ssvq_jax.reader": 0,  # alone
+    "ssvq_jax": 6,
+    "ssvq_jax.cli": 7,
+    "experiments": 8,
 }
 
 EXPERIMENTS = {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import ssvq_jax as ssvq
 from ssvq_jax.codecs import is_compressed
+from ssvq_jax.reader import Reader
 from tests.export.rewriting import put_together, repaired, take_apart
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -26,10 +27,24 @@ def outcome(data):
         path = pathlib.Path(folder, "fuzzed")
         path.write_bytes(data)
         try:
-            return ssvq.load(path)
+            tree = ssvq.load(path)
         except ssvq.FormatError as error:
             assert "fuzzed" in str(error)
-            return None
+            tree = None
+        try:
+            found = list(Reader(path).values())
+        except ValueError as error:
+            assert tree is None and "fuzzed" in str(error)
+        else:  # it does not look at containers
+            decoded = ssvq.decode(tree)
+            assert tree is None or same_bits(jax.tree.leaves(decoded), found)
+        return tree
+
+
+def same_bits(arrays, others):
+    """Whether arrays are the same, in any order."""
+    arrays, others = ([np.asarray(x).tobytes() for x in y] for y in (arrays, others))
+    return sorted(arrays) == sorted(others)
 
 
 def is_sound(tree):
