@@ -1,12 +1,11 @@
 """`ssvq compress`: any safetensors checkpoint into a packed file."""
 
 import dataclasses
-import difflib
 import hashlib
 import json as json_text
 import math
 import pathlib
-import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -18,24 +17,28 @@ from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
 from ssvq_jax.checkpoint import Checkpoint, bytes_of
-from ssvq_jax.cli.inspect import describe_file, report_json
+from ssvq_jax.cli.choices import (
+    METHODS,
+    Layout,
+    allocated,
+    choose,
+    codec_of,
+    read_rules,
+)
+from ssvq_jax.cli.inspect import describe_file, file_json, report_json
 from ssvq_jax.cli.statistics import Statistics
-from ssvq_jax.cli.terminal import Flag, check_target, progress
-from ssvq_jax.codecs import CODECS, Codec
+from ssvq_jax.cli.terminal import Flag, check_target, progress, status
 from ssvq_jax.core.sign_codes import SignCode
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
 from ssvq_jax.export.names import name_leaves
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
-from ssvq_jax.tree.rules import input_axis
 
-_METHODS = {name.lower(): codec for name, codec in CODECS.items()}
 if TYPE_CHECKING:
     Method = str
 else:  # no type that a checker could read, since the list of codecs is no literal
-    Method = tyro.extras.literal_type_from_choices(tuple(_METHODS))
-Layout = Literal["torch", "flax"]
+    Method = tyro.extras.literal_type_from_choices(tuple(METHODS))
 
 
 def compress(
@@ -43,13 +46,14 @@ def compress(
     out: Positional[pathlib.Path],
     *,
     method: Method = "ssvq",
-    codewords: int = 16,
-    block: int = 8,
-    bits: int = 2,
-    keep: tuple[int, int] = (2, 4),
+    bits: float | None = None,
+    codewords: int | None = None,
+    block: int | None = None,
+    keep: tuple[int, int] | None = None,
     codebook_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None,
     channel_scale: Literal["float32", "float16", "bfloat16"] | None = None,
-    sign_code: SignCode = "free",
+    sign_code: SignCode | None = None,
+    rules: pathlib.Path | None = None,
     include: str = ".*",
     exclude: str | None = None,
     min_weights: int = 4096,
@@ -57,6 +61,8 @@ def compress(
     statistics: pathlib.Path | None = None,
     alignment: int = 1,
     seed: int = 0,
+    dry_run: Flag = False,
+    quiet: Flag = False,
     json: Flag = False,
 ) -> int:
     """Compress a safetensors checkpoint, tensor by tensor.
@@ -71,9 +77,12 @@ def compress(
         *.safetensors.index.json, or a folder with either.
       out: Packed file to write, *.ssvq.safetensors.
       method: Codec; ssvq splits off signs and clusters magnitudes.
+      bits: Bits per weight, which choose --codewords, --block and --keep: 1.25, 1.5, 2,
+        3 or 4 (ssvq, vq); 1.25, 1.5 or 2 (mvq); 2 to 8 (uniform). 1.5 by default, for
+        uniform 2. With --statistics any number: stored bits, spread over the tensors
+        where they lower the error of outputs most.
       codewords: Codewords per tensor, k (ssvq, vq, mvq).
       block: Weights per block, d (ssvq, vq, mvq).
-      bits: Bits per weight (uniform).
       keep: N and M: of each M weights the N largest are kept (mvq).
       codebook_dtype: Dtype of stored codebooks; int8 for mvq, else float16 by default.
       channel_scale: Dtype of one scale an output channel; none by default (ssvq, vq,
@@ -81,6 +90,9 @@ def compress(
       sign_code: What the signs of a block may be (ssvq): any; parity, an even number of
         minuses, (d - 1) / d bits each; hamming, words of the [8, 4] code, half a bit
         each. The bits saved are for more codewords.
+      rules: TOML file of tables [[rule]]: a pattern (regular expression for whole
+        names), a method or "none", and bits or options of the codec. The first that
+        matches a tensor wins; for the rest the options here count.
       include: Regular expression for whole names.
       exclude: Regular expression for whole names; wins over --include.
       min_weights: Fewest weights of a tensor to compress.
@@ -92,20 +104,12 @@ def compress(
         dot; axes are those of the checkpoint. Tensors without are compressed without.
       alignment: Every compressed tensor starts at a multiple of so many bytes.
       seed: Of the clustering; the same seed gives the same bytes.
+      dry_run: Show what each tensor would get and how large it would be; write nothing.
+      quiet: Print nothing but errors.
       json: Print the report as JSON.
     """
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"--seed: expected an integer of 64 bits, got {seed}")
-    codec = _codec(
-        method,
-        codewords=codewords,
-        block=block,
-        bits=bits,
-        keep=keep,
-        codebook_dtype=codebook_dtype,
-        channel_scale=channel_scale,
-        sign_code=sign_code,
-    )
     checkpoint = Checkpoint(source)
     if checkpoint.packed is not None:
         raise ValueError(f"{source}: packed already; `ssvq decode` unpacks it")
@@ -115,57 +119,144 @@ def compress(
     check_target(checkpoint.files, out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
     check_savable(name_leaves(leaves)[0], alignment)
-    chosen = _choose(checkpoint, include, exclude)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
-    rows: list[Row] = []
-    done: dict[tuple[Any, ...], Row] = {}
-    kept: dict[str, str] = {}
-    key = jax.random.key(seed)
-    with progress(json) as bar:
-        for name in bar.track(checkpoint, description="Compressing"):
-            shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
-            axis = _input_axis(name, shape, layout)
-            size = math.prod(shape)
-            original = 8 * dtype.itemsize * size
-            fits = name in chosen and size >= min_weights
-            if fits and _gains(codec, shape, dtype, axis, original):
-                values = checkpoint[name]
-                # Tied tensors, equal under two names, stay equal.
-                digest = hashlib.blake2b(bytes_of(values).data, digest_size=16).digest()
-                content = (axis, str(dtype), shape, digest)
-                if tied := done.get(content):
-                    leaves[name] = leaves[tied.path]
-                    rows.append(dataclasses.replace(tied, path=name))
-                    continue
-                weight = {name: jnp.asarray(values)}
-                rule = tree.Rule(re.escape(name), codec, axis=axis)
-                own = None if moments is None or name not in moments else moments
-                try:
-                    node = calibration.compress(weight, [rule], key=key, moments=own)
-                    node = tree.finalize(node)
-                    (done[content],) = tree.report(node, weight).rows
-                    rows.append(done[content])
-                    leaves.update(node)
-                    continue
-                except ValueError as error:  # NaN, or out of range for the codebook
-                    kept[name] = str(error)
-            rows.append(Row(name, shape, NOT_COMPRESSED, size, original))
-    report = Report.of(rows)
-    if not report.compressed.weights:
-        if kept:
-            raise ValueError(f"{source}: {next(iter(kept.values()))}")
+    options = {
+        "codewords": codewords,
+        "block": block,
+        "keep": keep,
+        "codebook_dtype": codebook_dtype,
+        "channel_scale": channel_scale,
+        "sign_code": sign_code,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    budget = None if moments is None else bits
+    if budget is not None and given:
         raise ValueError(
-            f"{source}: nothing to compress: no tensor that --include and --exclude "
-            f"let through has two axes and {min_weights} weights (--min-weights)"
+            f"--bits with --statistics chooses all options of codecs: leave out "
+            f"{', '.join(given)}"
         )
+    default = codec_of(method, bits if budget is None else None, **options)
+    own = [] if rules is None else read_rules(rules, checkpoint)
+    chosen = choose(
+        checkpoint,
+        [*own, tree.Rule(".*", default)],
+        include=include,
+        exclude=exclude,
+        min_weights=min_weights,
+        layout=layout,
+    )
+    key = jax.random.key(seed)
+    if budget is not None and moments is not None:
+        rest = {
+            name: rule
+            for name, rule in chosen.items()
+            if not any(x.matches(name) for x in own)
+        }
+        with status(f"Spreading {budget:g} bits a weight", json or quiet):
+            spread = allocated(checkpoint, rest, method, budget, moments, key)
+        chosen = {name: spread.get(name, rule) for name, rule in chosen.items()}
+    if not chosen:
+        raise ValueError(
+            f"{source}: nothing to compress: no tensor that options let through has "
+            f"two axes and {min_weights} weights (--min-weights), and gets smaller"
+        )
+    silent = json or quiet
+    if dry_run:
+        _show(Report.of(_planned(checkpoint, chosen)), json, quiet)
+        return 0
+    encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent)
+    report = Report.of(rows)
+    if not encoded:
+        raise ValueError(f"{source}: {next(iter(kept.values()))}")
     described = {"layout": layout, "metadata": checkpoint.metadata}
-    save(out, leaves, metadata={"source": described}, alignment=alignment)
+    whole = {**leaves, **encoded}
+    save(out, whole, metadata={"source": described}, alignment=alignment)
     if json:
-        contents = {**report_json(out, report), "kept": kept}
+        contents = {**file_json(out), **report_json(report), "kept": kept}
         if moments is not None:
             contents["statistics"] = _usage(moments, report)
         print(json_text.dumps(contents, indent=1, allow_nan=False))
-        return 0
+    elif not quiet:
+        _tell(checkpoint, out, report, kept, moments)
+    return 0
+
+
+def _encoded(
+    checkpoint: Checkpoint,
+    chosen: Mapping[str, tree.Rule],
+    moments: Statistics | None,
+    key: Any,
+    silent: bool,
+) -> tuple[dict[str, Any], list[Row], dict[str, str]]:
+    """Nodes by name; rows of all tensors; why chosen ones stay as they are."""
+    nodes: dict[str, Any] = {}
+    rows: list[Row] = []
+    kept: dict[str, str] = {}
+    done: dict[tuple[Any, ...], Row] = {}
+    with progress(silent) as bar:
+        for name in bar.track(checkpoint, description="Compressing"):
+            if name not in chosen:
+                rows.append(_as_it_is(checkpoint, name))
+                continue
+            rule, values = chosen[name], checkpoint[name]
+            # Tied tensors, equal under two names, stay equal.
+            digest = hashlib.blake2b(bytes_of(values).data, digest_size=16).digest()
+            content = (rule.codec, rule.axis, str(values.dtype), values.shape, digest)
+            if tied := done.get(content):
+                nodes[name] = nodes[tied.path]
+                rows.append(dataclasses.replace(tied, path=name))
+                continue
+            weight = {name: jnp.asarray(values)}
+            own = None if moments is None or name not in moments else moments
+            try:
+                node = calibration.compress(weight, [rule], key=key, moments=own)
+                node = tree.finalize(node)
+                (done[content],) = tree.report(node, weight).rows
+                nodes.update(node)
+                rows.append(done[content])
+            except ValueError as error:  # NaN, or out of range for the codebook
+                kept[name] = str(error)
+                rows.append(_as_it_is(checkpoint, name))
+    return nodes, rows, kept
+
+
+def _planned(checkpoint: Checkpoint, chosen: Mapping[str, tree.Rule]) -> Iterator[Row]:
+    """Rows of what would be stored, from headers alone."""
+    for name in checkpoint:
+        row = _as_it_is(checkpoint, name)
+        if name in chosen and (codec := chosen[name].codec) is not None:
+            axis = chosen[name].axis or 0
+            fields = codec.fields(checkpoint.shape(name), axis)
+            bits = 8 * sum(field.nbytes for field in fields)
+            row = dataclasses.replace(row, rule=codec.describe(), bits=bits)
+        yield row
+
+
+def _as_it_is(checkpoint: Checkpoint, name: str) -> Row:
+    shape, size = checkpoint.shape(name), math.prod(checkpoint.shape(name))
+    bits = 8 * checkpoint.dtype(name).itemsize * size
+    return Row(name, shape, NOT_COMPRESSED, size, bits)
+
+
+def _show(report: Report, json: bool, quiet: bool) -> None:
+    """What a dry run would give."""
+    if json:
+        print(json_text.dumps(report_json(report), indent=1, allow_nan=False))
+    elif not quiet:
+        console = Console()
+        console.print(_brief(report))
+        size = report.model.bits // 8
+        console.print(Text(f"{size:,} bytes and a header; nothing is written."))
+
+
+def _tell(
+    checkpoint: Checkpoint,
+    out: pathlib.Path,
+    report: Report,
+    kept: Mapping[str, str],
+    moments: Statistics | None,
+) -> None:
+    """What was written, for people."""
     console = Console()
     console.print(_brief(report))
     describe_file(console, out)
@@ -177,7 +268,6 @@ def compress(
         console.print(Text(text.format(**counts)))
     for reason in kept.values():
         console.print(Text(f"Kept as it is: {printable(reason)}", "yellow"))
-    return 0
 
 
 def _brief(report: Report) -> Report:
@@ -197,54 +287,3 @@ def _usage(moments: Statistics, report: Report) -> dict[str, list[str]]:
         "missing": [name for name in names if name not in moments],
         "unused": [name for name in moments if name not in names] + moments.unmatched,
     }
-
-
-def _codec(method: str, **options: Any) -> Codec:
-    """The codec with those of the options that it has; its defaults where `None`."""
-    codec = _METHODS[method]
-    names = {field.name for field in dataclasses.fields(codec)}
-    given = {name: options[name] for name in names & options.keys()}
-    return codec(**{name: x for name, x in given.items() if x is not None})
-
-
-def _choose(checkpoint: Checkpoint, include: str, exclude: str | None) -> set[str]:
-    """The names that the two expressions let through."""
-    matched: list[set[str]] = []
-    for option, pattern in (("--include", include), ("--exclude", exclude)):
-        if pattern is None:
-            matched.append(set())
-            continue
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{option}: {pattern!r}: {error}") from error
-        names = {name for name in checkpoint if expression.fullmatch(name)}
-        if not names:
-            near = difflib.get_close_matches(pattern, checkpoint, n=5, cutoff=0.0)
-            raise ValueError(
-                f"{option}: {pattern!r} matches no whole name in {checkpoint.path}; "
-                f"near it: {', '.join(near) or 'none'}"
-            )
-        matched.append(names)
-    included, excluded = matched
-    return included - excluded
-
-
-def _input_axis(name: str, shape: tuple[int, ...], layout: Layout) -> int:
-    """The axis of the inputs."""
-    if layout == "flax":
-        return input_axis(name, shape)
-    depthwise = len(shape) < 2 or shape[1] == 1
-    return 0 if depthwise else 1
-
-
-def _gains(
-    codec: Codec, shape: tuple[int, ...], dtype: Any, axis: int, original: int
-) -> bool:
-    """Whether a tensor can be compressed, and gets smaller."""
-    if sum(n > 1 for n in shape) < 2:
-        return False
-    if dtype.name not in ("float32", "float16", "bfloat16"):
-        return False
-    stored = 8 * sum(field.nbytes for field in codec.fields(shape, axis))
-    return stored < original and codec.fits(shape, axis)

@@ -29,7 +29,8 @@ def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
     packed = load(file, lazy=True)
     report = Report.of(_row(packed, name) for name in packed)
     if json:
-        print(json_text.dumps(report_json(file, report), indent=1))
+        contents = {**file_json(file), **report_json(report)}
+        print(json_text.dumps(contents, indent=1))
         return 0
     console = Console()
     console.print(report)
@@ -128,8 +129,13 @@ def diff(
     return 1 if differing else 0
 
 
-def report_json(path: pathlib.Path, report: Report) -> dict[str, Any]:
-    """A report and the file's own sizes, as JSON."""
+def file_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file's name and where its bytes go, as JSON."""
+    return {"file": str(path), **_sizes(path)}
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """A report as JSON."""
 
     def row_json(row: Row) -> dict[str, Any]:
         return {
@@ -144,8 +150,6 @@ def report_json(path: pathlib.Path, report: Report) -> dict[str, Any]:
         }
 
     return {
-        "file": str(path),
-        **_sizes(path),
         "compressed": row_json(report.compressed),
         "model": row_json(report.model),
         "parameters": [row_json(row) for row in report.rows],

@@ -1,5 +1,6 @@
 """What the commands share: options that are off, bars, checks of their outputs."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterable
 from typing import Annotated
@@ -44,3 +45,10 @@ def progress(quiet: bool) -> Progress:
         console=Console(stderr=True),
         disable=quiet,
     )
+
+
+def status(text: str, quiet: bool) -> contextlib.AbstractContextManager[object]:
+    """A sign of life, with a text, on the standard error output."""
+    if quiet:
+        return contextlib.nullcontext()
+    return Console(stderr=True).status(text)

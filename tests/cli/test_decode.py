@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 COMPRESSED = {"layers.0.linear.weight", "conv.weight", "depthwise.weight", "a/~b[red]"}
 METHODS = {
     "ssvq": ssvq.SSVQ(16, 8),
-    "vq": ssvq.VQ(16, 8),
+    "vq": ssvq.VQ(64, 4),
     "uniform": ssvq.Uniform(2),
-    "mvq": ssvq.MVQ(16, 8, (2, 4)),
+    "mvq": ssvq.MVQ(32, 6, (4, 6)),
 }
 
 
