@@ -16,14 +16,16 @@ import itertools
 from experiments.configs.cifar10._cifar10 import CIFAR10, fine_tuning, rates
 from experiments.training.config import Experiment
 
-_RATES = (3e-4, 1e-3, 3e-3)
-_SECOND = {
+TRIED = (3e-4, 1e-3, 3e-3)
+"""Rates of all that is not compressed."""
+SECOND = {
     "uniform": (1e-3, 3e-3, 1e-2),  # at 2 bits, its least
     "vq": (1e-3, 3e-3, 1e-2),
     "mvq": (1e-3, 3e-3, 1e-2),
     "fixed": (1e-3, 3e-3, 1e-2),
     "learned": (3e-4, 1e-3, 3e-3),
 }
+"""Those of codebooks and steps, or of learned signs, by method."""
 # Beyond those, as the best of these baselines were at the edge; nothing better.
 _WIDER = {
     "vq": ((3e-3, 3e-4), (1e-2, 1e-3), (1e-2, 3e-3)),
@@ -36,10 +38,10 @@ def runs() -> dict[str, Experiment]:
     found = {}
     for rate in (1e-4, 3e-4, 1e-3):
         found[f"float-{rate:g}"] = trial("float", 1.5, rate, rate)
-    for method, seconds in _SECOND.items():
+    for method, seconds in SECOND.items():
         bits = 2 if method == "uniform" else 1.5
         wider = _WIDER.get(method, ())
-        for rate, second in (*itertools.product(_RATES, seconds), *wider):
+        for rate, second in (*itertools.product(TRIED, seconds), *wider):
             found[f"{method}-{rate:g}-{second:g}"] = trial(method, bits, rate, second)
     return found
 

@@ -1,20 +1,27 @@
-"""What calibrated starts and coded signs add to fine-tuning: 1 to 1.5 bits, 10 epochs.
+"""What calibrated starts and coded signs add to fine-tuning: 1 to 1.5 bits.
 
 python -m experiments.compress experiments/configs/cifar10/starts.py \
     --data-dir DIR --results experiments/results
 
-All methods start from the same float network, of deit_96.py, with the same codecs and
-epochs; a calibrated start finds codes by the second moments of 4,096 training images.
-Three seeds at 1.5 bits, one elsewhere. Rates are those of rates.py and starts_rates.py.
+All runs start from the same float network, of deit_96.py. A calibrated start finds the
+codes of the same codec by the second moments of 4,096 training images. Ten epochs with
+three seeds at 1.5 bits; three epochs at all bits. Rates are those of rates.py and
+starts_rates.py.
 """
 
 import dataclasses
 
-from experiments.configs.cifar10._cifar10 import RATES, fine_tuning, rates
+from experiments.configs.cifar10._cifar10 import RATES, fine_tuning, tuned
 from experiments.training.config import Calibration, Experiment
 
 STARTS = ("plain", "calibrated")
 """Codes by the weights alone, or by what layers see."""
+METHODS = {
+    1: ("vq", "coded"),
+    1.25: ("vq", "learned", "coded"),
+    1.5: ("vq", "learned", "coded"),
+}
+"""What is compared, by bits."""
 _STARTED = {
     "plain": RATES | {"coded": (1e-3, 1e-3)},
     "calibrated": {
@@ -23,29 +30,32 @@ _STARTED = {
         "coded": (1e-3, 1e-3),
     },
 }
-"""The best of rates.py and `starts_rates.py`."""
+"""The best of rates.py and starts_rates.py."""
 
 
 def runs() -> dict[str, Experiment]:
-    """METHOD-START-BITS-SEED."""
+    """METHOD-START-BITS-EPOCHS-SEED."""
     chosen = [
-        *((method, 1.5, 0) for method in ("vq", "learned", "coded")),
-        *((method, 1.25, 0) for method in ("vq", "learned", "coded")),
-        *((method, 1, 0) for method in ("vq", "coded")),
-        *((m, 1.5, seed) for seed in (1, 2) for m in ("vq", "learned", "coded")),
+        *((m, start, 1.5, 10, 0) for m in ("vq", "learned") for start in STARTS),
+        *(
+            (method, start, bits, 3, 0)
+            for bits, methods in METHODS.items()
+            for method in methods
+            for start in STARTS
+        ),
+        *((m, "calibrated", 1.5, 10, s) for s in (1, 2) for m in ("vq", "learned")),
     ]
     found = {}
-    for method, bits, seed in chosen:
-        for start in STARTS:
-            run = fine_tuning(
-                method,
-                bits,
-                epochs=10,
-                seed=seed,
-                rates=rates(method, *_STARTED[start][method]),
-            )
-            name = f"{method}-{start}-{bits:g}-{seed}"
-            found[name] = from_calibrated(run) if start == "calibrated" else run
+    for method, start, bits, epochs, seed in chosen:
+        run = fine_tuning(
+            method,
+            bits,
+            epochs=epochs,
+            seed=seed,
+            rates=tuned(method, _STARTED[start]),
+        )
+        name = f"{method}-{start}-{bits:g}-{epochs}-{seed}"
+        found[name] = from_calibrated(run) if start == "calibrated" else run
     return found
 
 

@@ -9,16 +9,11 @@ Needs the float network of deit_96.py.
 
 import itertools
 
-from experiments.configs.cifar10.rates import trial
+from experiments.configs.cifar10.rates import SECOND, TRIED, trial
 from experiments.configs.cifar10.starts import STARTS, from_calibrated
 from experiments.training.config import Experiment
 
-_RATES = (3e-4, 1e-3, 3e-3)
-_SECOND = {
-    "vq": (1e-3, 3e-3, 1e-2),
-    "learned": (3e-4, 1e-3, 3e-3),
-    "coded": (3e-4, 1e-3, 3e-3),
-}
+_SECOND = {"vq": SECOND["vq"], "learned": SECOND["learned"], "coded": SECOND["learned"]}
 
 
 def runs() -> dict[str, Experiment]:
@@ -28,7 +23,7 @@ def runs() -> dict[str, Experiment]:
         for method, seconds in _SECOND.items():
             if start == "plain" and method != "coded":
                 continue
-            for rate, second in itertools.product(_RATES, seconds):
+            for rate, second in itertools.product(TRIED, seconds):
                 run = trial(method, 1.5, rate, second)
                 if start == "calibrated":
                     run = from_calibrated(run)
