@@ -37,7 +37,7 @@ from experiments.training import evaluation
 from experiments.training.config import Data, Experiment, Optimization
 from experiments.training.devices import Devices
 from experiments.training.program import Program
-from experiments.training.terminal import Flag
+from experiments.training.terminal import Flag, parse
 
 if TYPE_CHECKING:
     Network = str
@@ -90,7 +90,11 @@ def main(options: Options) -> int:
     network = NETWORKS[options.network]
     task = TASKS[options.task]()
     if options.show is not None and options.images:
-        _show(options, task, network, options.show)
+        model = load(network, options.weights)
+        examples = [pictures.read(path) for path in options.images]
+        pictures.write(
+            options.show, examples, task, network, [model, *_beside(options, network)]
+        )
         return 0
     if isinstance(task, Language):
         task = Language(tokenizer=options.tokenizer, window=network.size)
@@ -105,7 +109,8 @@ def main(options: Options) -> int:
         weights=str(options.weights),
     )
     devices = Devices.all("data")
-    program = Program(experiment, load(experiment.network, options.weights), steps=1)
+    model = load(experiment.network, options.weights)
+    program = Program(experiment, model, steps=1)
     placed = devices.place((program.params, program.statistics))
     predict = jax.jit(program.predict, out_shardings=devices.replicated)
     with Progress(disable=options.json) as progress:
@@ -120,7 +125,9 @@ def main(options: Options) -> int:
             advance=lambda count: progress.advance(bar, count),
         )
     if options.show is not None:
-        _show(options, task, experiment.network, options.show, split)
+        examples = [split[index] for index in range(min(8, len(split)))]
+        models = [model, *_beside(options, experiment.network)]
+        pictures.write(options.show, examples, task, experiment.network, models)
     scores = task.score(rows)
     if options.json:
         print(json.dumps({task.unit: len(split), **scores}))
@@ -136,15 +143,8 @@ def main(options: Options) -> int:
     return 0
 
 
-def _show(
-    options: Options, task: Any, network: Any, folder: pathlib.Path, split: Any = ()
-) -> None:
-    files = [options.weights] + ([options.beside] if options.beside else [])
-    examples = [pictures.read(path) for path in options.images] or [
-        split[index] for index in range(min(8, len(split)))
-    ]
-    models = [load(network, path) for path in files]
-    pictures.write(folder, examples, task, network, models)
+def _beside(options: Options, network: Any) -> list[Any]:
+    return [] if options.beside is None else [load(network, options.beside)]
 
 
 def load(network: Any, weights: pathlib.Path) -> Any:
@@ -156,10 +156,4 @@ def load(network: Any, weights: pathlib.Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            tyro.cli(
-                Options, prog="python -m experiments.evaluate", description=__doc__
-            )
-        )
-    )
+    sys.exit(main(parse(Options, __doc__)))

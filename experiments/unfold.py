@@ -31,6 +31,7 @@ from experiments.data.batches import evaluation_batches
 from experiments.models import checkpoint
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import TASKS
+from experiments.training.terminal import parse
 
 # Convolutions that a batch norm follows in a module, and the names of these.
 _ORDERS = (
@@ -181,8 +182,4 @@ def _separated(params: Any, moments: Any, epsilon: float) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            tyro.cli(Options, prog="python -m experiments.unfold", description=__doc__)
-        )
-    )
+    sys.exit(main(parse(Options, __doc__)))

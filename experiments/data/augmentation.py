@@ -6,7 +6,14 @@ import math
 import numpy as np
 from PIL import Image
 
-from experiments.data.pixels import crop, fit, fit_labels, from_pillow, to_pillow
+from experiments.data.pixels import (
+    crop,
+    fit,
+    fit_labels,
+    from_pillow,
+    placed,
+    to_pillow,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,15 +78,13 @@ class SceneAugmentation:
           around: The label around an image that is smaller; its pixels there are gray.
         """
         side = max(1, round(size * rng.uniform(*self.scale)))
-        top, left = rng.integers(0, abs(side - size) + 1, 2)
+        top, left = rng.integers(0, abs(side - size) + 1, 2).tolist()
+        if side > size:
+            top, left = -top, -left
         mirrored = self.flip and rng.random() < 0.5
 
         def moved(pixels, fill):
-            if side >= size:
-                found = pixels[top : top + size, left : left + size]
-            else:
-                found = np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
-                found[top : top + side, left : left + side] = pixels
+            found = placed(pixels, size, top, left, fill)
             return found[:, ::-1] if mirrored else found
 
         return moved(fit(image, side), 127), moved(fit_labels(labels, side), around)

@@ -61,9 +61,24 @@ def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     inside = max(1, int(width * scale)), max(1, int(height * scale))
     picture = to_pillow(image).convert("RGB")
     resized = np.asarray(picture.resize(inside, Image.Resampling.BILINEAR))
-    square = np.full((size, size, 3), 114, np.uint8)
-    square[: inside[1], : inside[0]] = resized
-    return square, scale
+    return placed(resized, size, 0, 0, 114), scale
+
+
+def placed(pixels: np.ndarray, size: int, top: int, left: int, fill: int) -> np.ndarray:
+    """Pixels somewhere in a square; what is outside of it is cut.
+
+    Args:
+      pixels: `(height, width, ...)`.
+      size: Height and width of the square.
+      top: Row of the first pixel, negative above the square.
+      left: Column of it.
+      fill: Of the rest of the square.
+    """
+    square = np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
+    part = pixels[max(-top, 0) :, max(-left, 0) :][:size, :size]
+    rows, columns = part.shape[:2]
+    square[max(top, 0) :, max(left, 0) :][:rows, :columns] = part
+    return square
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:

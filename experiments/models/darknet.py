@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models.depthwise import DepthwiseConv
-from experiments.models.mobile import PointwiseConv
+from experiments.models.mobile import conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +68,14 @@ class BaseConv(nnx.Module):
                 rngs=rngs,
             )
         else:
-            kind = PointwiseConv if size == 1 else nnx.Conv
-            self.conv = kind(
+            self.conv = conv(
                 inputs,
                 outputs,
-                (size, size),
-                strides=stride,
-                padding=size // 2,
+                size,
+                stride,
+                rngs,
                 use_bias=use_bias,
-                rngs=rngs,
+                padding="symmetric",
             )
         if epsilon is not None:
             self.bn = nnx.BatchNorm(outputs, momentum=0.97, epsilon=epsilon, rngs=rngs)

@@ -14,6 +14,9 @@ from flax import nnx
 from experiments.models import mobile
 from experiments.models.checkpoint import timm_name
 
+_CHANNELS = 256
+"""Of the pyramid."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepLabConfig:
@@ -23,14 +26,12 @@ class DeepLabConfig:
       width: Channels of the backbone over those of MobileNet-V2.
       output_stride: Pixels of an image to one of the features: 8, 16 or 32.
       size: Height and width of its images.
-      channels: Of the pyramid.
       batch_norm: Epsilon of the backbone's; `None` where it is folded.
     """
 
     width: float = 1.0
     output_stride: int = 8
     size: int = 257
-    channels: int = 256
     batch_norm: float | None = None
 
 
@@ -54,7 +55,7 @@ class DeepLab(mobile.Backbone):
             stages, batch_norm=config.batch_norm, stem=round(config.width * 32)
         )
         super().__init__(architecture, output_stride=config.output_stride, rngs=rngs)
-        inputs, channels = stages[-1].channels, config.channels
+        inputs, channels = stages[-1].channels, _CHANNELS
         self.size = config.size
         self.image_pooling = mobile.conv(inputs, channels, 1, 1, rngs, use_bias=True)
         self.aspp0 = mobile.conv(inputs, channels, 1, 1, rngs, use_bias=True)

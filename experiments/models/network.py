@@ -17,19 +17,19 @@ class Network(abc.ABC):
 
     Attributes:
       name: Its name.
-      make: Makes the module from the number of classes and `nnx.Rngs`.
+      make: Makes the module from the number of classes and `rngs`.
       size: Of an example: height and width of an image, length of a window.
       classes: How many it tells apart.
     """
 
     name: str
-    make: Callable[[int, nnx.Rngs], Any]
+    make: Callable[..., Any]
     size: int
     classes: int
 
     def build(self, rngs: nnx.Rngs) -> Any:
         """The module, its weights at random."""
-        return self.make(self.classes, rngs)
+        return self.make(self.classes, rngs=rngs)
 
     def with_classes(self, classes: int) -> Self:
         """The network with so many classes, for another data set."""

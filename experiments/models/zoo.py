@@ -1,9 +1,9 @@
 """Networks by name, and how their images are prepared."""
 
+import functools
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from experiments.models import deeplab, deit, llama, mobile, yolox
 from experiments.models.network import ImageNetwork, Network, TextNetwork
@@ -20,10 +20,7 @@ _LITE = {"mean": 127.0, "std": 128.0}
 def _deit(name: str) -> ImageNetwork:
     config = deit.CONFIGS[name]
     values: dict[str, Any] = _CIFAR10 if name.endswith("cifar10") else _IMAGENET
-
-    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return deit.DeiT(config, classes, rngs=rngs)
-
+    make = functools.partial(deit.DeiT, config)
     return ImageNetwork(name=name, make=make, size=config.size, **values)
 
 
@@ -32,32 +29,19 @@ def _mobile(name: str) -> ImageNetwork:
     values: dict[str, Any] = _LITE if name.startswith("efficientnet") else {}
     if architecture.padding == "symmetric":  # trained in PyTorch
         values = _IMAGENET
-
-    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return mobile.InvertedResidualNet(architecture, classes, rngs=rngs)
-
+    make = functools.partial(mobile.InvertedResidualNet, architecture)
     return ImageNetwork(name=name, make=make, size=architecture.size, **values)
 
 
 def _deeplab(name: str) -> ImageNetwork:
     config = deeplab.CONFIGS[name]
-
-    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return deeplab.DeepLab(config, classes, rngs=rngs)
-
+    make = functools.partial(deeplab.DeepLab, config)
     return ImageNetwork(name=name, make=make, size=config.size, classes=21)
-
-
-def _mobilenet_v1(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    return mobile.MobileNetV1(classes, rngs=rngs)
 
 
 def _yolox(name: str) -> ImageNetwork:
     architecture = yolox.ARCHITECTURES[name]
-
-    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return yolox.YOLOX(architecture, classes, rngs=rngs)
-
+    make = functools.partial(yolox.YOLOX, architecture)
     return ImageNetwork(
         name=name, make=make, size=architecture.size, classes=80, mean=0.0, std=1.0
     )
@@ -65,10 +49,7 @@ def _yolox(name: str) -> ImageNetwork:
 
 def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
     config = llama.CONFIGS[name]
-
-    def make(classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return llama.Llama(config, classes, rngs=rngs)
-
+    make = functools.partial(llama.Llama, config)
     return TextNetwork(name=name, make=make, size=window, classes=vocabulary)
 
 
@@ -76,7 +57,7 @@ _NETWORKS: tuple[Network, ...] = (
     *map(_deit, deit.CONFIGS),
     *map(_mobile, mobile.ARCHITECTURES),
     *map(_deeplab, deeplab.CONFIGS),
-    ImageNetwork(name="mobilenet_v1_025", make=_mobilenet_v1, size=224),
+    ImageNetwork(name="mobilenet_v1_025", make=mobile.MobileNetV1, size=224),
     *map(_yolox, yolox.ARCHITECTURES),
     _llama("smollm2_135m", 49_152, 512),
     _llama("llama_books", 2048, 256),

@@ -11,7 +11,7 @@ import optax
 
 from experiments.data import coco
 from experiments.data.batches import Example, Split, joined
-from experiments.data.pixels import letterbox
+from experiments.data.pixels import letterbox, placed
 from experiments.models.network import ImageNetwork
 from experiments.tasks import boxes as geometry
 from experiments.tasks.average_precision import AveragePrecision
@@ -125,10 +125,7 @@ class Detection:
         """A square of any size somewhere in one of `size`, or the other way round."""
         room = size - len(image)
         left, top = rng.integers(min(room, 0), max(room, 0) + 1, 2).tolist()
-        square = np.full((size, size, 3), 114, np.uint8)
-        part = image[max(-top, 0) :, max(-left, 0) :][:size, :size]
-        rows, columns = part.shape[:2]
-        square[max(top, 0) :, max(left, 0) :][:rows, :columns] = part
+        square = placed(image, size, top, left, 114)
         shift = np.array([left, top, left, top], np.float32)
         boxes = np.clip(boxes + shift, 0, size)
         if self.flip and rng.random() < 0.5:

@@ -178,6 +178,7 @@ class _Run:
             log = Log(self.folder, done, writes=self.writes)
             stack.callback(log.close)
             start -= log.seconds
+            before = None
             if done is None and self.experiment.weights is not None:
                 before = self._rows(state, "test")
                 log.write(0, 0.0, **self.judge.score(before, "test"))
@@ -189,7 +190,8 @@ class _Run:
             )
             stack.callback(self.progress.remove_task, bar)
             state = self._train(state, done or 0, checkpoints, log, bar, start, changes)
-        return self._record(state, time.perf_counter() - start)
+        known = None if self.steps else before
+        return self._record(state, time.perf_counter() - start, known)
 
     def _start(self) -> tuple[Any, Any]:
         """Parameters and statistics before the first step."""
@@ -296,10 +298,11 @@ class _Run:
         statistics = self.devices.gather(state.statistics)
         return self.judge.rows(self._final(state), statistics, which)
 
-    def _record(self, state: State, seconds: float) -> Record:
-        """Judge and export the last parameters."""
+    def _record(self, state: State, seconds: float, test: Any) -> Record:
+        """Judge, unless rows are known, and export the last parameters."""
         final, statistics = self._final(state), self.devices.gather(state.statistics)
-        test = self.judge.rows(final, statistics, "test")
+        if test is None:
+            test = self.judge.rows(final, statistics, "test")
         found = {"steps": self.steps, "minutes": round(seconds / 60, 2)}
         found |= export.record(
             self.experiment.task,

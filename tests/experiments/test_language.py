@@ -1,6 +1,7 @@
 """Windows of text, the task that predicts their tokens, and what it writes."""
 
 import dataclasses
+import pathlib
 import types
 
 import jax
@@ -14,7 +15,6 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments import generate
 from experiments.data import text, tokens
-from experiments.models import checkpoint
 from experiments.models.llama import Llama, LlamaConfig
 from experiments.models.network import TextNetwork
 from experiments.tasks import Language
@@ -231,9 +231,7 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
 
 def test_the_command_writes_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(generate._TEXT, "tiny", NETWORK)
-    path = tmp_path / "model.safetensors"
-    params = nnx.state(NETWORK.build(nnx.Rngs(0)), nnx.Param)
-    checkpoint.save(path, nnx.to_pure_dict(params), {})
+    path = pathlib.Path(tiny.weights(tmp_path, NETWORK))
     options = generate.Options("tiny", path, "é 1", tokenizer="bytes", tokens=5)
     generate.main(options)
     captured = capsys.readouterr()
