@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ssvq_jax.cli.compress import compress
 from ssvq_jax.cli.decode import decode
 from ssvq_jax.cli.inspect import diff, info, verify
+from ssvq_jax.cli.report import report
 from ssvq_jax.cli.simulate import simulate
 from ssvq_jax.tree.paths import printable
 
@@ -25,7 +26,7 @@ from ssvq_jax.tree.paths import printable
 def main() -> None:
     """Run the command line; errors in what was asked end it with status 2."""
     app = tyro.extras.SubcommandApp()
-    for command in (compress, info, decode, verify, diff, simulate):
+    for command in (compress, info, decode, verify, diff, report, simulate):
         app.command(command)
     try:
         with _ended_by_signals():

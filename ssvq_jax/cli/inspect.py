@@ -27,7 +27,7 @@ def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
       json: Print JSON.
     """
     packed = load(file, lazy=True)
-    report = Report.of(_row(packed, name) for name in packed)
+    report = Report.of(file_row(packed, name) for name in packed)
     if json:
         contents = {**file_json(file), **report_json(report)}
         print(json_text.dumps(contents, indent=1))
@@ -166,7 +166,7 @@ def describe_file(console: Console, path: pathlib.Path) -> None:
 
 def _sizes(path: pathlib.Path) -> dict[str, int]:
     packed = load(path, lazy=True)
-    parameters = sum(_row(packed, name).bits // 8 for name in packed)
+    parameters = sum(file_row(packed, name).bits // 8 for name in packed)
     hashes = 8 * (1 + len(packed))
     size = path.stat().st_size
     header = packed.header_bytes
@@ -179,7 +179,7 @@ def _sizes(path: pathlib.Path) -> dict[str, int]:
     }
 
 
-def _row(packed: PackedFile, name: str) -> Row:
+def file_row(packed: PackedFile, name: str) -> Row:
     """A row of the report of a file, from its header alone."""
     if name in packed.entries:
         entry = packed.entries[name]
