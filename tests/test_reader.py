@@ -27,7 +27,7 @@ CODECS = [
     ssvq.Uniform(2),
     ssvq.Uniform(5),
 ]
-SHAPES = [(16, 8), (13, 7), (3, 3, 5, 4), (3, 3, 1, 9), (17,), (1, 11), (600, 3)]
+SHAPES = [(16, 8), (3, 3, 5, 4), (17,), (600, 3)]
 
 
 def expected(array):
