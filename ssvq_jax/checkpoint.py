@@ -1,58 +1,45 @@
 """Checkpoints, packed or not: arrays by name, read when asked for."""
 
-import functools
-import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from safetensors import safe_open
 
-from ssvq_jax.export import FormatError, PackedFile, shards
+from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
-from ssvq_jax.export.kinds import require_safetensors
 from ssvq_jax.export.names import original_name
+from ssvq_jax.export.sources import open_source
 from ssvq_jax.tree import decode
-
-_FOREIGN = "no safetensors file"
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
     """A checkpoint, packed or not: its weights by their original names.
 
     Attributes:
-      path: Its name, as text: of a safetensors file, an index of shards, or a folder
-        with either, see `ssvq_jax.export.shards`.
+      path: Its name, as text: of whatever `ssvq_jax.export.sources.open_source` opens.
       files: Its files.
       packed: The packed file, where it is one.
       metadata: The text values of the original's header, of shards the first one's.
+      layout: Of its kernels, "torch" or "flax", as far as its kind tells.
       stored: Name in the file by original name.
 
     Raises:
       OSError: A file that is missing or cannot be read.
-      FormatError: A file that is no safetensors file, or a damaged packed one; shards
-        that do not have the tensors of their index.
+      FormatError: None of the kinds that can be read, or a damaged file; shards that do
+        not have the tensors of their index.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.packed: PackedFile | None = None
         with naming(self.path):
-            listed = shards.files(self.path)
-        self.files = tuple(map(os.fspath, listed))
-        opened = [*map(_open, self.files, listed.values())]
-        self._header = functools.cache(_header)
-        self.metadata = opened[0].metadata() or {}
-        self._places = {
-            name: (file, place)
-            for file, place in zip(opened, self.files, strict=True)
-            for name in file.keys()  # noqa: SIM118 (no mapping)
-        }
-        self.stored = {name: name for name in sorted(self._places)}
+            self._source = open_source(self.path)
+        self.files, self.metadata = self._source.files, self._source.metadata
+        self.layout = self._source.layout
+        self.stored = {name: name for name in self._source.names}
         if "ssvq_jax" not in self.metadata:
             return
         first, *others = self.files
@@ -78,16 +65,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if self.packed is not None:
             decoded = np.asarray(decode(self.packed[stored]))
             return decoded.astype(self.dtype(name), copy=False)
-        with naming(self.path, name, _FOREIGN):
-            file, path = self._places[stored]
-            dtype = self.dtype(name)
-            if not dtype.name.startswith("float8"):
-                return file.get_tensor(stored)
-            # The library leaves these to NumPy, which does not have them.
-            start, header = self._header(path)
-            first, end = header[stored]["data_offsets"]
-            data = np.fromfile(path, np.uint8, end - first, offset=start + first)
-            return data.view(dtype).reshape(self.shape(name))
+        with naming(self.path, name):
+            return self._source.read(stored)
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of a weight in the original, without reading it.
@@ -97,20 +76,17 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """
         stored = self.stored[name]
         if self.packed is None:
-            dtype = self._places[stored][0].get_slice(stored).get_dtype()
-        elif stored in self.packed.entries:
+            with naming(self.path, name):
+                return self._source.dtype(stored)
+        if stored in self.packed.entries:
             return jnp.dtype(self.packed.entries[stored].dtype)
-        else:
-            dtype = self.packed.tensors[stored].dtype
-        if dtype not in DTYPES:
-            raise FormatError(f"{self.path}: {name}: dtype {dtype} is not supported")
-        return jnp.dtype(DTYPES[dtype])
+        return jnp.dtype(DTYPES[self.packed.tensors[stored].dtype])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight in the original, without reading it."""
         stored = self.stored[name]
         if self.packed is None:
-            return tuple(self._places[stored][0].get_slice(stored).get_shape())
+            return self._source.shape(stored)
         if stored in self.packed.entries:
             return self.packed.entries[stored].shape
         return self.packed.tensors[stored].shape
@@ -134,27 +110,6 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._checkpoint[self._name], dtype)
-
-
-def _open(path: str, listed: set[str] | None) -> Any:
-    """A safetensors file, with the tensors that an index lists for it."""
-    with naming(path):
-        require_safetensors(path)
-        with naming(_FOREIGN):
-            file = safe_open(path, "np")
-            differing = [] if listed is None else sorted(listed ^ set(file.keys()))
-        if differing:
-            raise FormatError(
-                f"its tensors are not those of the index: {', '.join(differing[:5])}"
-            )
-    return file
-
-
-def _header(path: str) -> tuple[int, dict[str, Any]]:
-    """Where the data of a checked file start, and its header."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return 8 + length, json.loads(file.read(length))
 
 
 def bytes_of(x: np.ndarray) -> UInt8[np.ndarray, " bytes"]:

@@ -7,16 +7,15 @@ import pathlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ssvq_jax.calibration import allocate
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.codecs import CODECS, MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.kmeans import Key
+from ssvq_jax.export.sources import Layout
 from ssvq_jax.tree.rules import Rule, input_axis
-
-Layout = Literal["torch", "flax"]
 
 METHODS = {name.lower(): codec for name, codec in CODECS.items()}
 PRESETS: dict[str, dict[float, dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""`ssvq compress`: any safetensors checkpoint into a packed file."""
+"""`ssvq compress`: any checkpoint into a packed file."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,6 @@ from ssvq_jax import calibration, tree
 from ssvq_jax.checkpoint import Checkpoint, bytes_of
 from ssvq_jax.cli.choices import (
     METHODS,
-    Layout,
     allocated,
     choose,
     codec_of,
@@ -32,6 +31,7 @@ from ssvq_jax.core.sign_codes import SignCode
 from ssvq_jax.export import save
 from ssvq_jax.export.file import check_savable
 from ssvq_jax.export.names import name_leaves
+from ssvq_jax.export.sources import Layout
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 
@@ -57,7 +57,7 @@ def compress(
     include: str = ".*",
     exclude: str | None = None,
     min_weights: int = 4096,
-    layout: Layout = "torch",
+    layout: Layout | None = None,
     statistics: pathlib.Path | None = None,
     alignment: int = 1,
     seed: int = 0,
@@ -65,7 +65,7 @@ def compress(
     quiet: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Compress a safetensors checkpoint, tensor by tensor.
+    """Compress a checkpoint, tensor by tensor.
 
     Compressed is what --include matches and --exclude does not, is float32, float16 or
     bfloat16, has at least two axes longer than 1 and --min-weights weights, and gets
@@ -74,7 +74,8 @@ def compress(
 
     Args:
       source: Checkpoint: *.safetensors, the index of its shards,
-        *.safetensors.index.json, or a folder with either.
+        *.safetensors.index.json, or a folder with either; *.npz; a folder that Orbax
+        wrote.
       out: Packed file to write, *.ssvq.safetensors.
       method: Codec; ssvq splits off signs and clusters magnitudes.
       bits: Bits per weight, which choose --codewords, --block and --keep: 1.25, 1.5, 2,
@@ -97,7 +98,7 @@ def compress(
       exclude: Regular expression for whole names; wins over --include.
       min_weights: Fewest weights of a tensor to compress.
       layout: Blocks run along the inputs of kernels: torch has (out, in) and OIHW,
-        flax (in, out) and HWIO.
+        flax (in, out) and HWIO. By default torch for safetensors, else flax.
       statistics: File of moments from ssvq_jax.calibrate, written by
         ssvq_jax.save(file, moments): codes, codebooks and scales are found by the
         errors of outputs. Paths in it are names of tensors, or these with / for every
@@ -136,6 +137,7 @@ def compress(
             f"{', '.join(given)}"
         )
     default = codec_of(method, bits if budget is None else None, **options)
+    told = layout or checkpoint.layout
     own = [] if rules is None else read_rules(rules, checkpoint)
     chosen = choose(
         checkpoint,
@@ -143,7 +145,7 @@ def compress(
         include=include,
         exclude=exclude,
         min_weights=min_weights,
-        layout=layout,
+        layout=told,
     )
     key = jax.random.key(seed)
     if budget is not None and moments is not None:
@@ -168,7 +170,7 @@ def compress(
     report = Report.of(rows)
     if not encoded:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")
-    described = {"layout": layout, "metadata": checkpoint.metadata}
+    described = {"layout": told, "metadata": checkpoint.metadata}
     whole = {**leaves, **encoded}
     save(out, whole, metadata={"source": described}, alignment=alignment)
     if json:

@@ -1,0 +1,235 @@
+"""Checkpoints of other programs: arrays by name, each read when it is asked for."""
+
+import abc
+import functools
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import zipfile
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from ssvq_jax.export import shards
+from ssvq_jax.export.container import DTYPES, NAMES
+from ssvq_jax.export.error import FormatError, naming
+from ssvq_jax.export.kinds import require_safetensors
+from ssvq_jax.tree.paths import flatten
+
+_NO_TENSORS = "no safetensors file"
+_ORBAX = "_METADATA"
+
+Layout = Literal["torch", "flax"]
+"""Of kernels: `(out, in)` and OIHW, or `(in, out)` and HWIO."""
+
+
+class Source(abc.ABC):
+    """A checkpoint.
+
+    Attributes:
+      names: Of its arrays, sorted.
+      files: Its files.
+      metadata: Text values that it has beside the arrays.
+      layout: Of its kernels, "torch" or "flax", as far as its kind tells.
+    """
+
+    layout: ClassVar[Layout] = "flax"
+    names: list[str]
+    files: tuple[str, ...]
+    metadata: dict[str, str]
+
+    @abc.abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, without reading it."""
+
+    @abc.abstractmethod
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype of an array, without reading it; `ValueError` for one unknown here."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """An array."""
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open a checkpoint: safetensors, .npz, or a folder that Orbax wrote.
+
+    Args:
+      path: A safetensors file, the index of its shards or their folder; an .npz file;
+        an Orbax checkpoint, or the folder of its only item.
+
+    Raises:
+      OSError: A file that is missing or cannot be read.
+      FormatError: None of these, or a damaged one.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        items = [x for x in (path, *sorted(path.iterdir())) if (x / _ORBAX).is_file()]
+        if len(items) > 1:
+            found = ", ".join(str(item) for item in items[:5])
+            raise FormatError(f"several Orbax checkpoints: name one of {found}")
+        if items:
+            return _Orbax(items[0])
+    if path.suffix == ".npz" and path.is_file():
+        return _Archive(path)
+    return _Tensors(path)
+
+
+class _Tensors(Source):
+    """A safetensors file, or shards."""
+
+    layout: ClassVar[Layout] = "torch"
+
+    def __init__(self, path: pathlib.Path):
+        listed = shards.files(path)
+        self.files = tuple(map(os.fspath, listed))
+        opened = [*map(_opened, self.files, listed.values())]
+        self.metadata = opened[0].metadata() or {}
+        self._places = {
+            name: (file, place)
+            for file, place in zip(opened, self.files, strict=True)
+            for name in file.keys()  # noqa: SIM118 (no mapping)
+        }
+        self.names = sorted(self._places)
+        self._header = functools.cache(_header)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._places[name][0].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        dtype = self._places[name][0].get_slice(name).get_dtype()
+        if dtype not in DTYPES:
+            raise FormatError(f"dtype {dtype} is not supported")
+        return jnp.dtype(DTYPES[dtype])
+
+    def read(self, name: str) -> np.ndarray:
+        file, path = self._places[name]
+        dtype = self.dtype(name)
+        with naming(_NO_TENSORS):
+            if not dtype.name.startswith("float8"):
+                return file.get_tensor(name)
+            # The library leaves these to NumPy, which does not have them.
+            start, header = self._header(path)
+            first, end = header[name]["data_offsets"]
+            data = np.fromfile(path, np.uint8, end - first, offset=start + first)
+            return data.view(dtype).reshape(self.shape(name))
+
+
+def _opened(path: str, listed: set[str] | None) -> Any:
+    """A safetensors file, with the tensors that an index lists for it."""
+    require_safetensors(path)
+    with naming(_NO_TENSORS):
+        file = safe_open(path, "np")
+        differing = [] if listed is None else sorted(listed ^ set(file.keys()))
+    if differing:
+        raise FormatError(
+            f"{path}: its tensors are not those of the index: "
+            f"{', '.join(differing[:5])}"
+        )
+    return file
+
+
+def _header(path: str) -> tuple[int, dict[str, Any]]:
+    """Where the data of a checked file start, and its header."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 + length, json.loads(file.read(length))
+
+
+class _Archive(Source):
+    """Arrays as `numpy.savez` writes them."""
+
+    def __init__(self, path: pathlib.Path):
+        self.files, self.metadata = (os.fspath(path),), {}
+        self._kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    self._add(archive, member)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise FormatError(f"no .npz file: {error}") from error
+        self.names = sorted(self._kinds)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._kinds[name][0]
+
+    def dtype(self, name: str) -> np.dtype:
+        return _supported(self._kinds[name][1])
+
+    def read(self, name: str) -> np.ndarray:
+        self.dtype(name)
+        try:
+            with np.load(self.files[0], allow_pickle=False) as archive:
+                return archive[name]
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise FormatError(f"no .npz file: {error}") from error
+
+    def _add(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+        name, suffix = os.path.splitext(member.filename)
+        if suffix != ".npy" or name in self._kinds:
+            raise FormatError(f"no .npz file: expected arrays, got {member.filename!r}")
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                header = np.lib.format.read_array_header_1_0(file)
+            else:
+                header = np.lib.format.read_array_header_2_0(file)
+            left = member.file_size - file.tell()
+        shape, _, dtype = header
+        # What is read is allocated first: it has to be there.
+        if math.prod(shape) * dtype.itemsize > left and not dtype.hasobject:
+            raise FormatError(f"{name}: more numbers than bytes")
+        self._kinds[name] = shape, dtype
+
+
+class _Orbax(Source):
+    """A tree of arrays as Orbax writes it; names are its keys, joined by `/`."""
+
+    def __init__(self, path: pathlib.Path):
+        if importlib.util.find_spec("orbax.checkpoint") is None:
+            raise FormatError("an Orbax checkpoint: pip install orbax-checkpoint")
+        import orbax.checkpoint as ocp  # an extra
+
+        self._ocp, self._path = ocp, path.absolute()
+        self.files = tuple(str(x) for x in sorted(path.rglob("*")) if x.is_file())
+        self.metadata = {}
+        with ocp.PyTreeCheckpointer() as checkpointer, naming("no Orbax checkpoint"):
+            item: Any = checkpointer.metadata(self._path).item_metadata
+            if item is None:
+                raise FormatError("its metadata cannot be read")
+            found, self._treedef = flatten(item.tree)
+        self._leaves = {name: leaf for name, leaf in found.items() if _is_array(leaf)}
+        self._order = list(found)
+        self.names = sorted(self._leaves)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._leaves[name].shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        return _supported(np.dtype(self._leaves[name].dtype))
+
+    def read(self, name: str) -> np.ndarray:
+        ocp, leaf = self._ocp, self._leaves[name]
+        wanted = jax.ShapeDtypeStruct(leaf.shape, self.dtype(name))
+        item = [wanted if x == name else ocp.PLACEHOLDER for x in self._order]
+        how = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(self._order)
+        tree, how = (jax.tree.unflatten(self._treedef, x) for x in (item, how))
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=how)
+        with ocp.PyTreeCheckpointer() as checkpointer, naming("no Orbax checkpoint"):
+            restored = checkpointer.restore(self._path, args=args)
+        return np.asarray(flatten(restored, lambda x: x is ocp.PLACEHOLDER)[0][name])
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and leaf.dtype is not None
+
+
+def _supported(dtype: np.dtype) -> np.dtype:
+    if dtype.name not in NAMES:
+        raise FormatError(f"dtype {dtype} is not supported")
+    return dtype
