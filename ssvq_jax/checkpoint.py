@@ -11,7 +11,7 @@ from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES
 from ssvq_jax.export.error import naming
 from ssvq_jax.export.names import original_name
-from ssvq_jax.export.sources import open_source
+from ssvq_jax.export.sources import Layout, open_source
 from ssvq_jax.tree import decode
 
 
@@ -38,7 +38,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         with naming(self.path):
             self._source = open_source(self.path)
         self.files, self.metadata = self._source.files, self._source.metadata
-        self.layout = self._source.layout
+        self.layout: Layout = self._source.layout
         self.stored = {name: name for name in self._source.names}
         if "ssvq_jax" not in self.metadata:
             return
