@@ -74,8 +74,8 @@ def compress(
 
     Args:
       source: Checkpoint: *.safetensors, the index of its shards,
-        *.safetensors.index.json, or a folder with either; *.npz; a folder that Orbax
-        wrote.
+        *.safetensors.index.json, or a folder with either; *.npz; GGUF; a folder that
+        Orbax wrote.
       out: Packed file to write, *.ssvq.safetensors.
       method: Codec; ssvq splits off signs and clusters magnitudes.
       bits: Bits per weight, which choose --codewords, --block and --keep: 1.25, 1.5, 2,

@@ -2,7 +2,7 @@
 
 import abc
 import functools
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -57,11 +57,11 @@ class Source(abc.ABC):
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open a checkpoint: safetensors, .npz, or a folder that Orbax wrote.
+    """Open a checkpoint: safetensors, .npz, GGUF, or a folder that Orbax wrote.
 
     Args:
-      path: A safetensors file, the index of its shards or their folder; an .npz file;
-        an Orbax checkpoint, or the folder of its only item.
+      path: A safetensors file, the index of its shards or their folder; an .npz or GGUF
+        file; an Orbax checkpoint, or the folder of its only item.
 
     Raises:
       OSError: A file that is missing or cannot be read.
@@ -75,8 +75,12 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             raise FormatError(f"several Orbax checkpoints: name one of {found}")
         if items:
             return _Orbax(items[0])
-    if path.suffix == ".npz" and path.is_file():
-        return _Archive(path)
+    if path.is_file():
+        if path.suffix == ".npz":
+            return _Archive(path)
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF":
+                return _Gguf(path)
     return _Tensors(path)
 
 
@@ -191,10 +195,7 @@ class _Orbax(Source):
     """A tree of arrays as Orbax writes it; names are its keys, joined by `/`."""
 
     def __init__(self, path: pathlib.Path):
-        if importlib.util.find_spec("orbax.checkpoint") is None:
-            raise FormatError("an Orbax checkpoint: pip install orbax-checkpoint")
-        import orbax.checkpoint as ocp  # an extra
-
+        ocp = _extra("orbax.checkpoint", "an Orbax checkpoint")
         self._ocp, self._path = ocp, path.absolute()
         self.files = tuple(str(x) for x in sorted(path.rglob("*")) if x.is_file())
         self.metadata = {}
@@ -223,6 +224,45 @@ class _Orbax(Source):
         with ocp.PyTreeCheckpointer() as checkpointer, naming("no Orbax checkpoint"):
             restored = checkpointer.restore(self._path, args=args)
         return np.asarray(flatten(restored, lambda x: x is ocp.PLACEHOLDER)[0][name])
+
+
+class _Gguf(Source):
+    """A file of llama.cpp: what is quantized comes as float32."""
+
+    layout: ClassVar[Layout] = "torch"
+
+    def __init__(self, path: pathlib.Path):
+        self._gguf = _extra("gguf", "a GGUF file")
+        self.files, self.metadata = (os.fspath(path),), {}
+        with naming("no GGUF file"):
+            tensors = self._gguf.GGUFReader(path).tensors
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self.names = sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(map(int, self._tensors[name].shape[::-1]))
+
+    def dtype(self, name: str) -> np.dtype:
+        kind = self._tensors[name].tensor_type.name
+        return jnp.dtype(DTYPES.get(kind, "float32"))
+
+    def read(self, name: str) -> np.ndarray:
+        tensor, dtype = self._tensors[name], self.dtype(name)
+        values = np.ascontiguousarray(tensor.data)
+        if tensor.tensor_type.name in DTYPES:
+            return values.view(dtype).reshape(self.shape(name))
+        with naming(tensor.tensor_type.name):
+            values = self._gguf.quants.dequantize(values, tensor.tensor_type)
+        return values.reshape(self.shape(name))
+
+
+def _extra(module: str, kind: str) -> Any:
+    """A module that not all need."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        reason = f"{kind}: {error}: pip install 'ssvq_jax[checkpoints]'"
+        raise FormatError(reason) from error
 
 
 def _is_array(leaf: Any) -> bool:

@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -46,12 +47,48 @@ def flat(tree):
 def assert_same(path, flat):
     found = Checkpoint(path)
     assert list(found) == sorted(flat) and found.layout == "flax" and found.nbytes > 0
-    for name, expected in flat.items():
+    assert_arrays(found, flat)
+
+
+def assert_arrays(found, expected):
+    for name, values in expected.items():
+        assert found.shape(name) == values.shape
+        assert found.dtype(name) == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_gguf(rng, tmp_path):
+    weight = rng.normal(size=(6, 64)).astype("f4")
+    tensors = {
+        "w": weight,
+        "half": weight.astype("f2"),
+        "bias": weight[0],
+        "ids": np.arange(5, dtype=np.int32),
+    }
+    kind = gguf.GGMLQuantizationType.Q8_0
+    blocks = gguf.quants.quantize(weight, kind)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.add_tensor("q", blocks, raw_dtype=kind)
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    found = Checkpoint(tmp_path / "x.gguf")
+    assert list(found) == ["bias", "half", "ids", "q", "w"] and found.layout == "torch"
+    for name, expected in tensors.items():
         assert (found.shape(name), found.dtype(name)) == (
             expected.shape,
             expected.dtype,
         )
         np.testing.assert_array_equal(found[name], expected)
+    assert (found.shape("q"), found.dtype("q")) == ((6, 64), np.float32)
+    np.testing.assert_array_equal(found["q"], gguf.quants.dequantize(blocks, kind))
+    whole = (tmp_path / "x.gguf").read_bytes()
+    for length in (4, 30, 100, len(whole) - 200):
+        (tmp_path / "x.gguf").write_bytes(whole[:length])
+        with pytest.raises(FormatError, match="x.gguf: no GGUF file"):
+            Checkpoint(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
