@@ -12,6 +12,7 @@ from ssvq_jax.export.error import FormatError
 _STARTS = {
     b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` gets the file",
     b"<": "an HTML or XML page; download the file itself",
+    b"GGUF": "a GGUF file; `ssvq compress` makes a packed one of it",
     b"PK\x03\x04": "a ZIP archive; save PyTorch's as safetensors, name NumPy's *.npz",
     b"\x89HDF": "an HDF5 file; save it as safetensors",
     b"\x80": "a pickle; save it as safetensors",
