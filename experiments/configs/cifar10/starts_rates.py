@@ -15,6 +15,13 @@ from experiments.training.config import Experiment
 
 _SECOND = {"vq": SECOND["vq"], "learned": SECOND["learned"], "coded": SECOND["learned"]}
 
+# Beyond those, as the best were at the edge.
+_WIDER = {
+    ("vq", "calibrated"): ((1e-4, 1e-3), (3e-4, 3e-4), (1e-3, 3e-4)),
+    ("learned", "calibrated"): ((1e-4, 1e-3),),
+    ("coded", "plain"): ((1e-4, 1e-3),),
+}
+
 
 def runs() -> dict[str, Experiment]:
     """METHOD-START-RATE-RATE; what rates.py has is left out."""
@@ -23,7 +30,8 @@ def runs() -> dict[str, Experiment]:
         for method, seconds in _SECOND.items():
             if start == "plain" and method != "coded":
                 continue
-            for rate, second in itertools.product(TRIED, seconds):
+            wider = _WIDER.get((method, start), ())
+            for rate, second in (*itertools.product(TRIED, seconds), *wider):
                 run = trial(method, 1.5, rate, second)
                 if start == "calibrated":
                     run = from_calibrated(run)
