@@ -147,6 +147,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "bits_per_weight": row.bits_per_weight if row.weights else None,
             "ratio": row.ratio if row.bits else None,
             "error": row.error,
+            "worst_slice": row.worst,
         }
 
     return {

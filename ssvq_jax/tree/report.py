@@ -27,6 +27,7 @@ TITLES = (
     "x\nfloat32",
     "error",
     "used",  # codewords; left out, as errors are, where there are none
+    "worst\nslice",
 )
 
 
@@ -43,6 +44,9 @@ class Row:
       error: `||W - decode||^2 / ||W||^2`; `None` without a reference.
       codewords_used: Share of the codewords that at least one block uses; `None`
         where there is no codebook.
+      worst: The largest `error` of a slice along the first axis, of weights of three or
+        five axes that are not contracted along it: of stacked layers or experts, which
+        share a codebook. `None` for others, or without a reference.
     """
 
     path: str
@@ -52,6 +56,7 @@ class Row:
     bits: int
     error: float | None = None
     codewords_used: float | None = None
+    worst: float | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -132,9 +137,10 @@ def report(tree: Any, reference: Any = None) -> Report:
             leaf.check()
         except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from problem
-        error = None
+        error = worst = None
         if originals is not None:
-            error = _relative_error(path, leaf, originals)
+            errors = _relative_errors(path, leaf, originals)
+            error, worst = (None if x is None else float(x) for x in errors)
         rows.append(
             Row(
                 path,
@@ -144,31 +150,44 @@ def report(tree: Any, reference: Any = None) -> Report:
                 leaf.bits,
                 error,
                 _codewords_used(leaf),
+                worst,
             )
         )
     return Report.of(rows)
 
 
-def _relative_error(path: str, node: Compressed, originals: dict[str, Any]) -> float:
+def _relative_errors(
+    path: str, node: Compressed, originals: dict[str, Any]
+) -> tuple[jax.Array, jax.Array | None]:
+    """That of all, and of the worst slice of a stack."""
     original = originals.get(path)
     if original is None or jnp.shape(original) != node.shape:
         found = "nothing" if original is None else f"shape {jnp.shape(original)}"
         raise ValueError(
             f"{path}: expected shape {node.shape} in the reference, got {found}"
         )
-    return float(_squared_error(node, as_array(original)))
+    return _squared_errors(node, as_array(original))
 
 
 @jax.jit
-def _squared_error(node: Compressed, original: Any) -> jax.Array:
+def _squared_errors(
+    node: Compressed, original: Any
+) -> tuple[jax.Array, jax.Array | None]:
     original = original.astype(jnp.float32)
     largest = jnp.max(jnp.abs(original))
     unit = jnp.where(largest > 0, largest, 1.0)  # squares of large weights overflow
     original = original / unit
     difference = original - node.decode().astype(jnp.float32) / unit
-    norm = jnp.sum(jnp.square(original))
-    error = jnp.sum(jnp.square(difference))
-    return jnp.where(norm > 0, error / jnp.where(norm > 0, norm, 1.0), error)
+
+    def ratio(squares, norms):
+        return jnp.where(norms > 0, squares / jnp.where(norms > 0, norms, 1.0), squares)
+
+    parts = [jnp.square(difference), jnp.square(original)]
+    total = ratio(*map(jnp.sum, parts))
+    if original.ndim not in (3, 5) or node.axis == 0:
+        return total, None
+    slices = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in parts]
+    return total, jnp.max(ratio(*slices))
 
 
 def _codewords_used(node: Any) -> float | None:
@@ -195,6 +214,7 @@ def cells(row: Row) -> tuple[str | Text, ...]:
         f"{row.ratio:.1f}",
         "" if row.error is None else f"{row.error:.4f}",
         "" if row.codewords_used is None else f"{row.codewords_used:.0%}",
+        "" if row.worst is None else f"{row.worst:.4f}",
     )
 
 

@@ -121,6 +121,22 @@ def test_report(compressed, rng):
     assert report.model.ratio == 32 * report.model.weights / report.model.bits
 
 
+def test_report_tells_the_worst_slice_of_a_stack(rng, key):
+    scales = np.array([1, 0.3, 0.01])[:, None, None]
+    params = {"layers": (scales * rng.normal(size=(3, 32, 16))).astype("f4")}
+    params["flat"] = params["layers"][0]
+    tree = ssvq.compress(params, [ssvq.Rule(".*", ssvq.SSVQ(4, 8))], key=key)
+    stack, decoded = params["layers"], np.asarray(ssvq.decode(tree)["layers"])
+    errors = np.sum((stack - decoded) ** 2, (1, 2)) / np.sum(stack**2, (1, 2))
+    found = ssvq.report(tree, params)
+    (row,) = (row for row in found.rows if row.path == "layers")
+    np.testing.assert_allclose(row.worst, errors.max(), rtol=1e-5)
+    assert row.worst > 10 * row.error
+    assert next(row for row in found.rows if row.path == "flat").worst is None
+    assert "worst" in str(found) and f"{row.worst:.4f}" in str(found)
+    assert "worst" not in str(ssvq.report(tree))
+
+
 def test_report_errors_against_a_reference(rng, key):
     weight = rng.normal(size=(16, 8)).astype(np.float32)
     params = {"a": weight, "b": np.zeros((8, 2), np.float32)}
