@@ -1,5 +1,6 @@
 """Checkpoints, packed or not: arrays by name, read when asked for."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 
@@ -115,6 +116,14 @@ class LazyArray:
 def bytes_of(x: np.ndarray) -> UInt8[np.ndarray, " bytes"]:
     """An array's own bytes, row-major."""
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+
+
+def digest(x: np.ndarray) -> bytes:
+    """What arrays of the same dtype, shape and bytes have in common."""
+    content = (
+        f"{x.dtype} {x.shape} ".encode() + hashlib.blake2b(bytes_of(x).data).digest()
+    )
+    return hashlib.blake2b(content).digest()
 
 
 def _original_metadata(packed: PackedFile) -> dict[str, str]:

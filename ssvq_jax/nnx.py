@@ -283,7 +283,7 @@ def _require_same_parameters(named: dict[str, Any], given: dict[str, Any]) -> No
         if name not in named:
             raise ValueError(f"{name}: in params, but no parameter of the module")
         expected = named[name].get_value().shape
-        shape = leaf.shape if is_compressed(leaf) else jnp.shape(leaf)
+        shape = leaf.array_shape if is_compressed(leaf) else jnp.shape(leaf)
         if shape != expected:
             raise ValueError(f"{name}: expected shape {expected}, got {shape}")
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _PLAIN = {
     "F8_E5M2FNUZ": "u1", "F8_E8M0": "u1",
 }  # fmt: skip
 _FLOATS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "i1"}
+_SCALES = ("float32", "float16", "bfloat16")
 # The options of codecs: always in a file; and given later, with their defaults.
 _CLUSTERED = {"codewords", "block", "codebook_dtype"}
 _OPTIONS = {
@@ -36,6 +38,14 @@ _LATER = {
     "Uniform": {},
 }
 _HASHES = "ssvq_jax.hashes"
+_DESCRIBED = {
+    "version": int,
+    "alignment": int,
+    "codecs": list,
+    "compressed": list,
+    "containers": dict,
+    "metadata": dict,
+}
 _MOST_AXES, _LARGEST_SIZE, _MOST_WEIGHTS_PER_BYTE = 32, 1 << 48, 256
 # Of every eight signs by Hamming's code, the ones that are sums of others.
 _CHECKS = {4: (0, 1, 2), 5: (0, 1, 3), 6: (0, 2, 3), 7: (1, 2, 3)}
@@ -103,20 +113,27 @@ class Reader(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
     def _open(self) -> None:
+        if not stat.S_ISREG(os.stat(self._path).st_mode):
+            raise ValueError("not a regular file")  # a pipe would wait for ever
         with open(self._path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = file.read(8)
             count = int.from_bytes(length, "little")
             _expect(8 + count <= size, "its header is longer than the file")
             text = file.read(count)
-            content = _parse(text)
+            content = _parse(text.decode())
             description = _parse(content.pop("__metadata__")["ssvq_jax"])
+            found = {name: type(value) for name, value in description.items()}
+            _expect(found == _DESCRIBED, "its description has other entries")
             _expect(description["version"] == 1, "another version")
+            alignment = description["alignment"]
+            _expect(_natural(alignment, 1 << 20).bit_count() == 1, "its alignment")
             places = _places(content, 8 + count, size)
             start, hashed = places.pop(_HASHES)
             file.seek(start)
             hashes = file.read(hashed)
         _expect(hashes[:8] == _hash(length + text), "its header is not as its hash")
+        _expect(not any(hashes[8 + 8 * len(places) :]), "bytes behind its hashes")
         names = list(content)
         payloads = names[names.index(_HASHES) + 1 :]
         entries = dict(zip(payloads, description["compressed"], strict=True))
@@ -126,8 +143,9 @@ class Reader(Mapping[str, np.ndarray]):
                 codec, dtype, axis, shape = entries[name]
                 options = description["codecs"][_natural(codec, _LARGEST_SIZE)]
                 payload = _Payload(options, dtype, axis, shape)
-                fill = -payload.nbytes % description["alignment"]
-                _expect(payload.nbytes + fill == size, f"{name}: {size} bytes")
+                whole = payload.nbytes + -payload.nbytes % alignment
+                kind = content[name]["dtype"], content[name]["shape"]
+                _expect(kind == ("U8", [whole]), f"{name}: expected {whole} bytes")
                 decode = payload.decode
             else:
                 dtype, shape = content[name]["dtype"], content[name]["shape"]
@@ -157,13 +175,16 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(_natural(n, _LARGEST_SIZE) for n in value)
 
 
-def _parse(text: str | bytes) -> dict[str, Any]:
+def _parse(text: str) -> dict[str, Any]:
     def unique(pairs):
         found = dict(pairs)
         _expect(len(found) == len(pairs), "a key twice in its header")
         return found
 
-    content = json.loads(text, object_pairs_hook=unique)
+    def constant(text):
+        raise ValueError(f"{text} in its header")
+
+    content = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     _expect(isinstance(content, dict), "its header is no mapping")
     return content
 
@@ -240,13 +261,15 @@ class _Payload:
         scale = fields.get("channel_scale")
         if scale is not None:
             weights *= self._spread(scale)
-        weights = _rounded(weights, self._dtype)
         _expect(np.isfinite(weights).all(), "weights that are not finite")
+        weights = _rounded(weights, self._dtype)
+        _expect(np.isfinite(weights).all(), f"weights beyond {self._dtype}")
         return weights
 
     def _uniform(self) -> dict[str, "_Field"]:
         bits, dtype = _natural(self._options["bits"], 17), self._options["scale_dtype"]
         _expect(bits > 0, "bits: expected some")
+        _expect(dtype in _SCALES, f"scale_dtype: unknown {dtype!r}")
         count = math.prod(self._shape)
         return {"channel_scale": (self._channels(), dtype), "codes": (count, bits)}
 
@@ -255,11 +278,14 @@ class _Payload:
         codewords, dtype = options["codewords"], options["codebook_dtype"]
         count = _natural(codewords, _LARGEST_SIZE) * self._block
         _expect(count > 0, "codewords: expected some")
+        _expect(dtype in _FLOATS, f"codebook_dtype: unknown {dtype!r}")
+        scales = options["channel_scale"]
+        _expect(scales in (None, *_SCALES), f"channel_scale: unknown {scales!r}")
         fields: dict[str, _Field] = {"codebook": (count, dtype)}
         if dtype == "int8":
             fields["scale"] = 1, "float32"
-        if options["channel_scale"] is not None:
-            fields["channel_scale"] = self._channels(), options["channel_scale"]
+        if scales is not None:
+            fields["channel_scale"] = self._channels(), scales
         fields["codes"] = blocks, (codewords - 1).bit_length()
         lines = blocks // self._grid[self._axis]  # of blocks along the axis
         length = self._shape[self._axis]
@@ -309,8 +335,13 @@ class _Payload:
             codebook = codebook * fields["scale"]
         codewords, block = self._options["codewords"], self._block
         _expect(int(codes.max()) < codewords, f"codes: expected less than {codewords}")
-        largest = np.abs(codebook).max() * fields.get("channel_scale", np.ones(1)).max()
-        _expect(np.isfinite(largest), "codewords that are not finite")
+        # Codewords count in every channel, whether one of theirs has them or not.
+        scale = np.abs(fields.get("channel_scale", np.ones(1, np.float32))).max()
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.abs(codebook).max(keepdims=True) * scale
+        _expect(np.isfinite(largest).all(), "codewords that are not finite")
+        finite = np.isfinite(_rounded(largest, self._dtype)).all()
+        _expect(finite, f"codewords beyond {self._dtype}")
         blocks = codebook.reshape(codewords, block)[codes]
         if "signs" in fields:
             flips = self._signs(fields["signs"]).astype(np.uint32) << np.uint32(31)

@@ -103,6 +103,7 @@ def test_needs_neither_jax_nor_anything_but_numpy():
     absent = "jax", "jaxlib", "ml_dtypes", "flax", "safetensors", "jaxtyping", "rich"
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "from ssvq_jax import reader\n"
         "from ssvq_jax.reader import Reader\n"
         f"print(len(dict(Reader({str(GOLDEN / 'codecs.ssvq.safetensors')!r}))))"
     )

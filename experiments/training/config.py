@@ -228,7 +228,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, ssvq.Rule):
         codec = value.codec.describe() if value.codec is not None else None
         axis = {} if value.axis is None else {"axis": value.axis}
-        return {"pattern": value.pattern, "codec": codec, **axis}
+        stack = {} if value.stack == 0 else {"stack": value.stack}
+        return {"pattern": value.pattern, "codec": codec, **axis, **stack}
     if isinstance(value, Network):
         return value.name
     if dataclasses.is_dataclass(value):

@@ -51,6 +51,8 @@ def fitting(row: Row, leaf: Any, candidates: Sequence[Rule]) -> list[Option]:
     """
     pattern = re.escape(row.path)
     matching = [rule for rule in candidates if rule.matches(row.path)]
+    if any(rule.stack for rule in matching):
+        raise ValueError(f"{row.path}: stack: not among candidates; give it a rule")
     options = []
     for rule in matching or [Rule(pattern, None)]:
         codec, axis = rule.codec, rule.axis

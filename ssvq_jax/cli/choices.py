@@ -9,8 +9,10 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ssvq_jax.calibration import allocate
-from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint, digest
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.codecs import CODECS, MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.kmeans import Key
@@ -41,7 +43,7 @@ PRESETS: dict[str, dict[float, dict[str, Any]]] = {
     "uniform": {bits: {"bits": bits} for bits in range(2, 9)},
 }
 """Options of the codecs at so many bits a weight, codebooks not counted."""
-_DEFAULT_BITS = {"ssvq": 1.5, "vq": 1.5, "mvq": 1.5, "uniform": 2}
+_DEFAULT_BITS = {"ssvq": 1.5, "vq": 1.5, "mvq": 1.25, "uniform": 2}
 
 _SMALL: dict[str, Any] = {"channel_scale": "float16", "codebook_dtype": "int8"}
 _CANDIDATES: dict[str, tuple[Codec, ...]] = {
@@ -71,7 +73,7 @@ def codec_of(method: str, bits: int | float | None = None, **options: Any) -> Co
     Args:
       method: One of `METHODS`.
       bits: Those of a preset, whose options cannot differ then; `None` for 1.5, for
-        uniform 2.
+        uniform 2, for mvq 1.25, of which fewer options depend on each other.
       **options: Of the codec; what is `None` does not differ.
 
     Raises:
@@ -200,16 +202,30 @@ def allocated(
     Raises:
       ValueError: A budget that is too small, with the least that is not.
     """
-    params = {name: checkpoint[name] for name in chosen}
+    params: dict[str, np.ndarray] = {}
+    tied: dict[bytes, str] = {}  # tensors that are equal get the same
+    firsts: dict[str, str] = {}
+    for name in chosen:
+        values = checkpoint[name]
+        if not np.all(np.isfinite(values)):
+            continue  # it stays as it is, with that reason
+        firsts[name] = tied.setdefault(digest(values), name)
+        if firsts[name] == name:
+            params[name] = values
+    if not params:
+        return {}
     candidates = [
-        Rule(rule.pattern, codec, axis=rule.axis)
-        for rule in chosen.values()
+        Rule(chosen[name].pattern, codec, axis=chosen[name].axis)
+        for name in params
         for codec in _CANDIDATES[method]
     ]
-    own = {name: moments[name] for name in chosen if name in moments}
+    own = {name: moments[name] for name in params if name in moments}
     found = allocate(params, candidates, bits=bits, key=key, moments=own or None)
-    names = {rule.pattern: name for name, rule in chosen.items()}
-    return {names[rule.pattern]: rule for rule in found}
+    codecs = {rule.pattern: rule.codec for rule in found}
+    return {
+        name: dataclasses.replace(chosen[name], codec=codecs[chosen[first].pattern])
+        for name, first in firsts.items()
+    }
 
 
 def _matching(option: str, pattern: str, checkpoint: Checkpoint) -> set[str]:

@@ -1,7 +1,6 @@
 """`ssvq compress`: any checkpoint into a packed file."""
 
 import dataclasses
-import hashlib
 import json as json_text
 import math
 import pathlib
@@ -16,7 +15,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.checkpoint import Checkpoint, bytes_of
+from ssvq_jax.checkpoint import Checkpoint, digest
 from ssvq_jax.cli.choices import (
     METHODS,
     allocated,
@@ -80,8 +79,8 @@ def compress(
       method: Codec; ssvq splits off signs and clusters magnitudes.
       bits: Bits per weight, which choose --codewords, --block and --keep: 1.25, 1.5, 2,
         3 or 4 (ssvq, vq); 1.25, 1.5 or 2 (mvq); 2 to 8 (uniform). 1.5 by default, for
-        uniform 2. With --statistics any number: stored bits, spread over the tensors
-        where they lower the error of outputs most.
+        mvq 1.25, for uniform 2. With --statistics any number: stored bits, spread over
+        the tensors where they lower the error of outputs most.
       codewords: Codewords per tensor, k (ssvq, vq, mvq).
       block: Weights per block, d (ssvq, vq, mvq).
       keep: N and M: of each M weights the N largest are kept (mvq).
@@ -93,12 +92,13 @@ def compress(
         each. The bits saved are for more codewords.
       rules: TOML file of tables [[rule]]: a pattern (regular expression for whole
         names), a method or "none", and bits or options of the codec. The first that
-        matches a tensor wins; for the rest the options here count.
+        matches a tensor wins; for the rest the options here count. What --include,
+        --exclude and --min-weights leave out stays as it is all the same.
       include: Regular expression for whole names.
       exclude: Regular expression for whole names; wins over --include.
       min_weights: Fewest weights of a tensor to compress.
       layout: Blocks run along the inputs of kernels: torch has (out, in) and OIHW,
-        flax (in, out) and HWIO. By default torch for safetensors, else flax.
+        flax (in, out) and HWIO. By default torch for safetensors and GGUF, else flax.
       statistics: File of moments from ssvq_jax.calibrate, written by
         ssvq_jax.save(file, moments): codes, codebooks and scales are found by the
         errors of outputs. Paths in it are names of tensors, or these with / for every
@@ -147,6 +147,12 @@ def compress(
         min_weights=min_weights,
         layout=told,
     )
+    if not chosen:
+        raise ValueError(
+            f"{source}: nothing to compress: no tensor that options let through has "
+            f"two axes and {min_weights} weights (--min-weights), and gets smaller"
+        )
+    silent = json or quiet
     key = jax.random.key(seed)
     if budget is not None and moments is not None:
         rest = {
@@ -154,15 +160,9 @@ def compress(
             for name, rule in chosen.items()
             if not any(x.matches(name) for x in own)
         }
-        with status(f"Spreading {budget:g} bits a weight", json or quiet):
+        with status(f"Spreading {budget:g} bits a weight", silent):
             spread = allocated(checkpoint, rest, method, budget, moments, key)
         chosen = {name: spread.get(name, rule) for name, rule in chosen.items()}
-    if not chosen:
-        raise ValueError(
-            f"{source}: nothing to compress: no tensor that options let through has "
-            f"two axes and {min_weights} weights (--min-weights), and gets smaller"
-        )
-    silent = json or quiet
     if dry_run:
         _show(Report.of(_planned(checkpoint, chosen)), json, quiet)
         return 0
@@ -202,8 +202,7 @@ def _encoded(
                 continue
             rule, values = chosen[name], checkpoint[name]
             # Tied tensors, equal under two names, stay equal.
-            digest = hashlib.blake2b(bytes_of(values).data, digest_size=16).digest()
-            content = (rule.codec, rule.axis, str(values.dtype), values.shape, digest)
+            content = rule.codec, rule.axis, digest(values)
             if tied := done.get(content):
                 nodes[name] = nodes[tied.path]
                 rows.append(dataclasses.replace(tied, path=name))

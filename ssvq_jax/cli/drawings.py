@@ -91,7 +91,8 @@ def _sample(values: np.ndarray) -> np.ndarray:
     """Finite values, not too many, evenly taken."""
     values = np.asarray(values, np.float32).ravel()
     values = values[:: -(-values.size // _MOST_POINTS) or 1]
-    return values[np.isfinite(values)] if values.size else np.zeros(1, np.float32)
+    values = values[np.isfinite(values)]
+    return values if values.size else np.zeros(1, np.float32)
 
 
 def _svg(figure: Any) -> str:
@@ -107,6 +108,7 @@ def _svg(figure: Any) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure
     svg = re.sub(r'(?<=<svg )(.*?)width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(?<=<svg )(.*?)height="[^"]*"', r"\1", svg, count=1)
     return svg.replace("#000000", "currentColor")

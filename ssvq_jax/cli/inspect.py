@@ -100,7 +100,7 @@ def diff(
     Exit status 1 if they differ.
 
     Args:
-      a: Safetensors file, packed or not.
+      a: Packed file, or whatever checkpoint `ssvq compress` takes.
       b: Another.
       json: Print JSON.
     """

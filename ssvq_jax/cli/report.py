@@ -56,7 +56,8 @@ def report(
     if packed.packed is None:
         raise FormatError(f"{file}: not written by ssvq_jax")
     original = None if against is None else Checkpoint(against)
-    check_target([*packed.files, *(original.files if original else ())], html)
+    logs = [] if log is None else [str(log)]
+    check_target([*packed.files, *(original.files if original else ()), *logs], html)
     steps = [] if log is None else _steps(log)
     tensors = []
     with progress(quiet) as bar:
@@ -75,7 +76,7 @@ def report(
     with replacing(html) as target:
         target.write(page.encode())
     if not quiet:
-        text = f"{html}: {len(page):,} bytes, {len(rows)} tensors."
+        text = f"{html}: {html.stat().st_size:,} bytes, {len(rows)} tensors."
         Console().print(Text(text))
     return 0
 

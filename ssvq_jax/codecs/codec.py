@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -155,14 +155,37 @@ class Compressed(abc.ABC):
     def decode(self, dtype: Any = None) -> Num[Array, "*shape"]:
         """The weight, of the original shape and dtype or another; differentiable.
 
-        See `ssvq_jax.decode`.
+        See `ssvq_jax.decode`. A stack gives the stack of its weights.
         """
         dtype = jnp.dtype(self.dtype if dtype is None else dtype)
         if dtype.name not in (*WEIGHT_DTYPES, "int8"):
             raise ValueError(
                 f"dtype: expected one of {', '.join(WEIGHT_DTYPES)}, int8, got {dtype}"
             )
+        if self.stack:
+            return jax.vmap(lambda node: node.decode(dtype))(self)
         return _decode(self, dtype)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Leading axes that all leaves have in common: those of a stack of weights.
+
+        So `jax.vmap` over `encode` gives it, and a rule with `stack`. `()` for one
+        weight, and inside of `jax.vmap` or `jax.lax.scan` over a stack.
+        """
+        if self.grid_leaf is None:
+            return ()
+        shape = jnp.shape(self.grid_leaf)
+        return shape[: max(len(shape) - len(self.shape), 0)]
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """The shape of what `decode` gives: `shape`, behind the axes of a stack."""
+        return (*self.stack, *self.shape)
+
+    def slices(self) -> list["Compressed"]:
+        """The nodes of a stack, along its first axis."""
+        return [jax.tree.map(lambda x, i=i: x[i], self) for i in range(self.stack[0])]
 
     @property
     @abc.abstractmethod
@@ -262,13 +285,13 @@ class Compressed(abc.ABC):
     @property
     def size(self) -> int:
         """Number of weights."""
-        return math.prod(self.shape)
+        return math.prod(self.array_shape)
 
     @property
     def bits(self) -> int:
         """Bits that a file stores for it: codebook, padding and byte ends included."""
         fields = self.codec.fields(self.shape, self.axis)
-        return 8 * sum(field.nbytes for field in fields)
+        return 8 * sum(field.nbytes for field in fields) * math.prod(self.stack)
 
     def leaves(self) -> dict[str, Any]:
         """The leaves that are there, by name."""
@@ -288,8 +311,7 @@ class Compressed(abc.ABC):
     def check(self) -> None:
         """Raise `ValueError` if a leaf is missing or of another shape.
 
-        So it is in one half of what `partition` gives, and in a stack that `jax.vmap`
-        made.
+        So it is in one half of what `partition` gives.
         """
         for name, shape in self.shapes().items():
             leaf = getattr(self, name)
@@ -297,12 +319,17 @@ class Compressed(abc.ABC):
                 raise ValueError(
                     f"{name}: missing; combine the halves that partition gave"
                 )
-            actual = jnp.shape(leaf)
+            actual, shape = jnp.shape(leaf), (*self.stack, *shape)
             if actual != shape:
-                hint = ""
-                if actual[1:] == shape:
-                    hint = "; apply jax.vmap to a stack of compressed weights"
-                raise ValueError(f"{name}: expected shape {shape}, got {actual}{hint}")
+                raise ValueError(f"{name}: expected shape {shape}, got {actual}")
+
+    def require_one(self) -> None:
+        """Raise `ValueError` for a stack."""
+        if self.stack:
+            raise ValueError(
+                f"expected one compressed weight, got a stack of {self.stack}: apply "
+                "jax.vmap to it"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=1)  # one program, not one per operation
@@ -345,6 +372,11 @@ def _assign(
         factors = place(factors, sharding)
     assigned = node.put(codes, factors)
     return assigned.like(node, weight) if training else assigned
+
+
+def stacked(nodes: Sequence[Compressed]) -> Compressed:
+    """The stack of nodes of one codec and shape; inverse of `Compressed.slices`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *nodes)
 
 
 def is_compressed(x: Any) -> bool:

@@ -64,6 +64,7 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    compressed.require_one()
     if len(compressed.shape) != 2:
         raise ValueError(
             f"compressed: expected a weight (in, out), got shape {compressed.shape}"

@@ -191,7 +191,8 @@ class PackedFile(Mapping[str, Any]):
                     )
                 if tensor.start % description.alignment:
                     raise FormatError(f"{name}: not aligned")
-            build_tree(dict.fromkeys(self._names), self._containers)
+            described = {name: self.entries.get(name) for name in self._names}
+            build_tree(described, self._containers, _alike)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
@@ -237,6 +238,14 @@ class PackedFile(Mapping[str, Any]):
         if _hash(self._container.header) != digests[0]:
             raise FormatError("the header does not match its hash")
         return dict(zip(self._names, digests[1:], strict=True))
+
+
+def _alike(entries: list[Entry | None]) -> Entry:
+    """The entry that all parts of a stack have."""
+    first = entries[0] if entries else None
+    if first is None or any(entry != first for entry in entries):
+        raise ValueError("expected compressed weights of one codec, shape and dtype")
+    return first
 
 
 def check_savable(names: Iterable[str], alignment: int) -> None:

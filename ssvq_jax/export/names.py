@@ -7,18 +7,19 @@ text for keys; what is something else, or empty, is listed by its own name as on
 dicts that their keys make of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.tree_util import DictKey, GetAttrKey
 
-from ssvq_jax.codecs import is_compressed
+from ssvq_jax.codecs import is_compressed, stacked
 from ssvq_jax.export.error import FormatError
 from ssvq_jax.tree.paths import is_box, is_printable, printable
 
-KINDS = ("dict", "int", "list", "tuple", "null")
-"""A dict (listed if it is empty), a dict with integer keys, a list, a tuple, None."""
+KINDS = ("dict", "int", "list", "tuple", "null", "stack")
+"""A dict (listed if it is empty), a dict with integer keys, a list, a tuple, None, a
+stack of compressed weights of one codec and shape."""
 
 _DEEPEST = 64
 
@@ -40,6 +41,11 @@ def name_leaves(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
         if value is None:
             containers[name] = "null"
             return
+        if is_compressed(value) and value.stack:
+            containers[name] = "stack"
+            for i, part in enumerate(value.slices()):
+                visit(part, (*keys, str(i)))
+            return
         if is_compressed(value) or jax.tree_util.all_leaves([value]):
             leaves[name] = value
             return
@@ -53,8 +59,17 @@ def name_leaves(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return leaves, containers
 
 
-def build_tree(leaves: Mapping[str, Any], containers: Mapping[str, str]) -> Any:
+def build_tree(
+    leaves: Mapping[str, Any],
+    containers: Mapping[str, str],
+    join: Callable[[list[Any]], Any] = stacked,
+) -> Any:
     """Inverse of `name_leaves`.
+
+    Args:
+      leaves: By name.
+      containers: Kinds, by name.
+      join: Makes a stack of its parts; `ValueError` for what is none.
 
     Raises:
       FormatError: Names and kinds that `name_leaves` would not have given.
@@ -82,7 +97,7 @@ def build_tree(leaves: Mapping[str, Any], containers: Mapping[str, str]) -> Any:
         if last in node.children:
             raise FormatError(f"{name}: both a parameter and a container")
         node.children[last] = value
-    return root.tree("")
+    return root.tree("", join)
 
 
 class _Node:
@@ -92,10 +107,10 @@ class _Node:
         self.kind = kind
         self.children: dict[str, Any] = {}
 
-    def tree(self, name: str) -> Any:
+    def tree(self, name: str, join: Callable[[list[Any]], Any]) -> Any:
         keys = list(self.children)
         values = [
-            child.tree(f"{name}/{key}".lstrip("/"))
+            child.tree(f"{name}/{key}".lstrip("/"), join)
             if isinstance(child, _Node)
             else child
             for key, child in self.children.items()
@@ -118,6 +133,11 @@ class _Node:
         if set(numbers) != set(range(len(numbers))):
             raise FormatError(f"{name or 'tree'}: positions are missing")
         ordered = [numbered[i] for i in range(len(numbers))]
+        if self.kind == "stack":
+            try:
+                return join(ordered)
+            except (TypeError, ValueError) as error:
+                raise FormatError(f"{name or 'tree'}: no stack: {error}") from error
         return ordered if self.kind == "list" else tuple(ordered)
 
 

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import pathlib
+import tokenize
 import zipfile
+import zlib
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -23,6 +25,17 @@ from ssvq_jax.tree.paths import flatten
 
 _NO_TENSORS = "no safetensors file"
 _ORBAX = "_METADATA"
+# What a damaged archive raises, beside errors of values.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
+_MOST_DEFLATED = 1032
+"""Bytes that one compressed byte stands for."""
 
 Layout = Literal["torch", "flax"]
 """Of kernels: `(out, in)` and OIHW, or `(in, out)` and HWIO."""
@@ -155,7 +168,7 @@ class _Archive(Source):
             with zipfile.ZipFile(path) as archive:
                 for member in archive.infolist():
                     self._add(archive, member)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except _DAMAGED as error:
             raise FormatError(f"no .npz file: {error}") from error
         self.names = sorted(self._kinds)
 
@@ -166,26 +179,30 @@ class _Archive(Source):
         return _supported(self._kinds[name][1])
 
     def read(self, name: str) -> np.ndarray:
-        self.dtype(name)
+        dtype = self.dtype(name)
         try:
             with np.load(self.files[0], allow_pickle=False) as archive:
-                return archive[name]
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+                return archive[f"{name}.npy"].astype(dtype, copy=False)
+        except _DAMAGED as error:
             raise FormatError(f"no .npz file: {error}") from error
 
     def _add(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         name, suffix = os.path.splitext(member.filename)
         if suffix != ".npy" or name in self._kinds:
             raise FormatError(f"no .npz file: expected arrays, got {member.filename!r}")
+        stored = min(member.compress_size, os.path.getsize(self.files[0]))
+        most = _MOST_DEFLATED * stored
         with archive.open(member) as file:
             version = np.lib.format.read_magic(file)
             if version == (1, 0):
                 header = np.lib.format.read_array_header_1_0(file)
             else:
                 header = np.lib.format.read_array_header_2_0(file)
-            left = member.file_size - file.tell()
+            left = min(member.file_size, most) - file.tell()
         shape, _, dtype = header
         # What is read is allocated first: it has to be there.
+        if min(shape, default=0) < 0:
+            raise FormatError(f"{name}: a negative axis")
         if math.prod(shape) * dtype.itemsize > left and not dtype.hasobject:
             raise FormatError(f"{name}: more numbers than bytes")
         self._kinds[name] = shape, dtype
@@ -235,7 +252,10 @@ class _Gguf(Source):
         self._gguf = _extra("gguf", "a GGUF file")
         self.files, self.metadata = (os.fspath(path),), {}
         with naming("no GGUF file"):
-            tensors = self._gguf.GGUFReader(path).tensors
+            reader = _whole(self._gguf)(path)
+            if reader.byte_order == "S":
+                raise FormatError("big-endian ones are not supported")
+            tensors = reader.tensors
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self.names = sorted(self._tensors)
 
@@ -243,8 +263,15 @@ class _Gguf(Source):
         return tuple(map(int, self._tensors[name].shape[::-1]))
 
     def dtype(self, name: str) -> np.dtype:
-        kind = self._tensors[name].tensor_type.name
-        return jnp.dtype(DTYPES.get(kind, "float32"))
+        kind = self._tensors[name].tensor_type
+        if kind.name in DTYPES:
+            return jnp.dtype(DTYPES[kind.name])
+        block = np.zeros((1, self._gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+        try:
+            self._gguf.dequantize(block, kind)
+        except NotImplementedError as error:
+            raise FormatError(f"dtype {kind.name} is not supported") from error
+        return np.dtype(np.float32)
 
     def read(self, name: str) -> np.ndarray:
         tensor, dtype = self._tensors[name], self.dtype(name)
@@ -252,8 +279,21 @@ class _Gguf(Source):
         if tensor.tensor_type.name in DTYPES:
             return values.view(dtype).reshape(self.shape(name))
         with naming(tensor.tensor_type.name):
-            values = self._gguf.quants.dequantize(values, tensor.tensor_type)
+            values = self._gguf.dequantize(values, tensor.tensor_type)
         return values.reshape(self.shape(name))
+
+
+def _whole(gguf: Any) -> Any:
+    """A reader that notices where a file ends, and does not go on for ever."""
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) < count:
+                raise ValueError("truncated")
+            return found
+
+    return Reader
 
 
 def _extra(module: str, kind: str) -> Any:
@@ -272,4 +312,4 @@ def _is_array(leaf: Any) -> bool:
 def _supported(dtype: np.dtype) -> np.dtype:
     if dtype.name not in NAMES:
         raise FormatError(f"dtype {dtype} is not supported")
-    return dtype
+    return dtype.newbyteorder("=")

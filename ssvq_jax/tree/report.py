@@ -44,9 +44,9 @@ class Row:
       error: `||W - decode||^2 / ||W||^2`; `None` without a reference.
       codewords_used: Share of the codewords that at least one block uses; `None`
         where there is no codebook.
-      worst: The largest `error` of a slice along the first axis, of weights of three or
-        five axes that are not contracted along it: of stacked layers or experts, which
-        share a codebook. `None` for others, or without a reference.
+      worst: The largest `error` of a slice along the first axis, of stacks and of other
+        weights of three or five axes that are not contracted along it: layers or
+        experts that share a codebook. `None` for others, or without a reference.
     """
 
     path: str
@@ -144,7 +144,7 @@ def report(tree: Any, reference: Any = None) -> Report:
         rows.append(
             Row(
                 path,
-                leaf.shape,
+                leaf.array_shape,
                 leaf.codec.describe(),
                 leaf.size,
                 leaf.bits,
@@ -161,10 +161,10 @@ def _relative_errors(
 ) -> tuple[jax.Array, jax.Array | None]:
     """That of all, and of the worst slice of a stack."""
     original = originals.get(path)
-    if original is None or jnp.shape(original) != node.shape:
+    if original is None or jnp.shape(original) != node.array_shape:
         found = "nothing" if original is None else f"shape {jnp.shape(original)}"
         raise ValueError(
-            f"{path}: expected shape {node.shape} in the reference, got {found}"
+            f"{path}: expected shape {node.array_shape} in the reference, got {found}"
         )
     return _squared_errors(node, as_array(original))
 
@@ -184,7 +184,7 @@ def _squared_errors(
 
     parts = [jnp.square(difference), jnp.square(original)]
     total = ratio(*map(jnp.sum, parts))
-    if original.ndim not in (3, 5) or node.axis == 0:
+    if not node.stack and (original.ndim not in (3, 5) or node.axis == 0):
         return total, None
     slices = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in parts]
     return total, jnp.max(ratio(*slices))
@@ -193,7 +193,9 @@ def _squared_errors(
 def _codewords_used(node: Any) -> float | None:
     if not hasattr(node, "codebook"):
         return None
-    return len(np.unique(np.asarray(node.codes))) / node.codec.codewords
+    slices = np.asarray(node.codes).reshape(math.prod(node.stack), -1)
+    used = [len(np.unique(codes)) for codes in slices]
+    return sum(used) / len(used) / node.codec.codewords
 
 
 def _total(name: str, rows: Sequence[Row]) -> Row:

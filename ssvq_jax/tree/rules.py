@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs import Codec, encode, is_compressed
+from ssvq_jax.codecs import Codec, Compressed, encode, is_compressed, stacked
 from ssvq_jax.core.blocks import contracted_axis
+from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
 
@@ -27,6 +28,8 @@ class Rule:
       codec: For example `SSVQ()`; `None` leaves the parameter as it is.
       axis: The axis that is contracted in the product; `None` tells it from the
         shape and the names of Flax layers: see `compress`.
+      stack: How many leading axes are stacked, as those of layers under `nn.scan` or of
+        experts: each slice gets a codebook of its own. `axis` counts without them.
 
     Raises:
       TypeError: A codec that is none.
@@ -36,6 +39,7 @@ class Rule:
     pattern: str
     codec: Codec | None
     axis: int | None = dataclasses.field(default=None, kw_only=True)
+    stack: int = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self):
         try:
@@ -46,6 +50,7 @@ class Rule:
             raise TypeError(
                 f"codec: expected a codec such as SSVQ() or None, got {self.codec!r}"
             )
+        require_integer("stack", self.stack, 0)
 
     def matches(self, path: str) -> bool:
         """Whether the rule applies to the parameter at `path`."""
@@ -86,24 +91,46 @@ def compress(
         if rule is None or rule.codec is None:
             leaves.append(leaf)
             continue
-        axis = rule.axis
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
         try:
             if is_compressed(leaf):
                 raise ValueError(f"compressed already, by {leaf.codec.describe()}")
-            if axis is None:
-                axis = input_axis(path, jnp.shape(leaf))
-            leaves.append(
-                encode(
-                    rule.codec,
-                    leaf,
-                    key=jax.random.fold_in(key, zlib.crc32(path.encode())),
-                    importance=weights.get(path),
-                    axis=axis,
-                )
-            )
+            leaves.append(_encoded(rule, path, leaf, weights.get(path), own))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from error
     return jax.tree.unflatten(treedef, leaves)
+
+
+def _encoded(rule: Rule, path: str, leaf: Any, importance: Any, key: Key) -> Compressed:
+    """By the rule's codec; slice by slice where axes are stacked."""
+    codec: Any = rule.codec
+    shape = jnp.shape(leaf)
+    if not rule.stack:
+        axis = input_axis(path, shape) if rule.axis is None else rule.axis
+        return encode(codec, leaf, key=key, importance=importance, axis=axis)
+    if len(shape) <= rule.stack or 0 in shape:
+        raise ValueError(
+            f"stack: expected more than {rule.stack} axes, none empty, got {shape}"
+        )
+    if importance is not None and jnp.shape(importance) != shape:
+        raise ValueError(
+            f"importance: expected the weight's shape {shape}, "
+            f"got {jnp.shape(importance)}"
+        )
+    inner = dataclasses.replace(rule, stack=rule.stack - 1)
+    nodes = []
+    for i in range(shape[0]):
+        own = None if importance is None else importance[i]
+        nodes.append(_encoded(inner, path, leaf[i], own, jax.random.fold_in(key, i)))
+    # Where float16 cannot hold one of them, all have what can.
+    held = {
+        name: value
+        for node in nodes
+        for name, value in dataclasses.asdict(node.codec).items()
+        if value != getattr(codec, name)
+    }
+    codec = dataclasses.replace(codec, **held)
+    return stacked([dataclasses.replace(node, codec=codec) for node in nodes])
 
 
 def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.codecs import Compressed, is_compressed, stacked
 from ssvq_jax.tree.paths import flatten
 
 
@@ -59,9 +59,13 @@ def finalize(tree: Any) -> Any:
       ValueError: A codebook, scale or latent that is not finite, or out of its dtype's
         range, with its path.
     """
-    return _map_compressed(
-        lambda node: jax.tree.map(jnp.asarray, node).finalize(), tree
-    )
+
+    def final(node):
+        if node.stack:
+            return stacked([final(part) for part in node.slices()])
+        return jax.tree.map(jnp.asarray, node).finalize()
+
+    return _map_compressed(final, tree)
 
 
 def partition(tree: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ METHODS = {
     "ssvq": ssvq.SSVQ(16, 8),
     "vq": ssvq.VQ(64, 4),
     "uniform": ssvq.Uniform(2),
-    "mvq": ssvq.MVQ(32, 6, (4, 6)),
+    "mvq": ssvq.MVQ(16, 8, (2, 4)),
 }
 
 

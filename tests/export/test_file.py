@@ -201,7 +201,7 @@ def test_leaves_that_cannot_be_saved(leaf, error, message, tmp_path):
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_trees_that_cannot_be_saved(tmp_path, rng, key):
+def test_trees_that_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match="__metadata__"):
         ssvq.save(tmp_path / "x", {"__metadata__": np.ones(1)})
     for key_ in ("", "a\n", "\x1b[2J"):
@@ -227,8 +227,3 @@ def test_trees_that_cannot_be_saved(tmp_path, rng, key):
         ValueError, match="a: 16777216 weights, padding included, in 16896 b"
     ):
         ssvq.save(tmp_path / "x", {"a": huge})
-    stack = rng.normal(size=(2, 8, 4)).astype("f4")
-    keys = jax.random.split(key, 2)
-    encode = jax.vmap(lambda w, key: ssvq.encode(ssvq.VQ(2, 4), w, key=key))
-    with pytest.raises(ValueError, match="a: codebook.*vmap"):
-        ssvq.save(tmp_path / "x", {"a": encode(stack, keys)})

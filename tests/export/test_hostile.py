@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import chex
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
+from ssvq_jax.reader import Reader
 from tests.export.rewriting import put_together, repaired, rewrite
+
+# The reader without JAX gives arrays by name: it looks neither at containers nor at
+# options of training.
+TREES = (
+    "container|no integers|: both|None with|without control|without a name|lies in"
+    "|no stack|at most 64|latent_scale"
+)
 
 
 def test_truncated_at_every_length(saved, tmp_path):
@@ -199,6 +208,9 @@ def test_well_hashed_nonsense_is_refused(saved, change, message):
     with pytest.raises(ssvq.FormatError, match=message) as info:
         ssvq.load(path)
     assert "small.ssvq" in str(info.value)
+    if not re.search(TREES, str(info.value)):
+        with pytest.raises(ValueError, match="small.ssvq"):
+            dict(Reader(path))
 
 
 @pytest.mark.parametrize(
