@@ -86,10 +86,13 @@ def _nan_codebook(spec, tensors):
     tensors["a/kernel"] = payload
 
 
-def _infinite_scale(spec, tensors):
-    spec["codecs"] = [{"name": "Uniform", "bits": 2, "scale_dtype": "float16"}]
-    spec["compressed"] = [[0, "F32", 0, [4, 1]]]
-    tensors["a/kernel"] = np.array([0, 0x7C, 0], np.uint8)
+def _uniform_scale(dtype, *scale):
+    def change(spec, tensors):
+        spec["codecs"] = [{"name": "Uniform", "bits": 2, "scale_dtype": "float16"}]
+        spec["compressed"] = [[0, dtype, 0, [4, 1]]]
+        tensors["a/kernel"] = np.array([*scale, 0], np.uint8)
+
+    return change
 
 
 def _large_channel(scale):
@@ -177,10 +180,14 @@ def _rename(name):
         (_bad_code, "a/kernel: codes: expected values below 3, got 3"),
         (_bad_mask, "a/kernel: mask: expected values below 3, got 3"),
         (_nan_codebook, "a/kernel: codebook.*1 NaN"),
-        (_infinite_scale, "a/kernel: scale.*1 NaN or inf"),
+        (_uniform_scale("F32", 0, 0x7C), "a/kernel: scale.*1 NaN or inf"),
+        (_uniform_scale("BF16", 0xFF, 0x7F), "a/kernel: scale.*1 NaN or inf"),
+        (_codec(codebook_dtype=8), "codec.*codebook_dtype"),
+        (_codec(codebook_dtype=0, codewords=2**47), "codec.*codebook_dtype"),
         (_large_channel(np.inf), "a/kernel: channel_scale.*1 NaN or inf"),
         (_large_channel(np.nan), "a/kernel: channel_scale.*1 NaN or inf"),
         (_large_channel(1e3), "a/kernel: channel_scale.*1 NaN or inf"),
+        (_large_channel(-1e3), "a/kernel: channel_scale.*1 NaN or inf"),
         (_codec(channel_scale="int8"), "codec.*channel_scale.*got 'int8'"),
         (_codec(channel_scale=[]), r"codec.*channel_scale.*got \[\]"),
         (_codec(channel_scale="float16"), "a/kernel.*expected .* bytes"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import zipfile
 
 import gguf
@@ -91,6 +92,15 @@ def test_gguf(rng, tmp_path):
             Checkpoint(tmp_path / "x.gguf")
 
 
+def test_gguf_that_has_no_end(tmp_path):
+    array = struct.pack("<IIQ", 9, 0, 1 << 60)  # so many bytes, it says
+    pair = struct.pack("<Q", 1) + b"a" + array
+    content = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pair
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(FormatError, match="x: no GGUF file: truncated"):
+        Checkpoint(tmp_path / "x")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(save, flat, tmp_path):
     save(tmp_path / "x.npz", **flat)
@@ -162,6 +172,8 @@ def _array(array, header=None):
         (_zipped(a_txt=b"x"), "expected arrays, got 'a.txt'"),
         (_zipped(a_npy=b"x"), "x.npz: "),
         (_zipped(a_npy=_array(np.ones(3), (b"(3,)", b"(9,)"))), "more numbers than"),
+        (_zipped(a_npy=_array(np.ones(3), (b"(3,)", b"(-3, -1)"))), "x.npz: "),
+        (_zipped(a_npy=_array(np.ones(3), (b"(3,)", b"(((("))), "x.npz: "),
         (_zipped(a_npy=_array(np.array([{}]))), "a: dtype object is not supported"),
         (_zipped(a_npy=_array(np.array(["x"]))), "a: dtype <U1 is not supported"),
     ],
