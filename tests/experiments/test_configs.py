@@ -14,7 +14,7 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments.configs import _methods as methods
 from experiments.configs.cifar10 import _cifar10 as cifar10
-from experiments.configs.cifar10 import three_bits
+from experiments.configs.cifar10 import starts, three_bits
 from experiments.configs.few_images import bits as few_images
 from experiments.models import checkpoint
 from experiments.training import command, config, records
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
 
 _NAMES = [config.name_of(path) for path in config.files()]
 # Those by which options are chosen; never by test images.
-_CHOOSING = ("rates", "masks", "thresholds", "three_bits_rates")
+_CHOOSING = ("rates", "masks", "thresholds", "three_bits_rates", "starts_rates")
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _compressed(params, experiment):
 
 def test_nothing_is_chosen_by_test_images():
     chosen = [name for name in _NAMES if name.split("/")[-1] in _CHOOSING]
-    assert len(chosen) == 5
+    assert len(chosen) == 6
     for name in chosen:
         runs = _load(name).values()
         assert all(run.data.test is None and run.data.validation for run in runs)
@@ -106,8 +106,8 @@ def test_nothing_is_chosen_by_test_images():
 def test_methods_store_about_the_same_bits():
     kernel = jax.ShapeDtypeStruct((96, 384), np.float32)
     params = {"blocks": {"0": {"kernel": kernel}}}
-    for bits in methods.BITS:
-        for method in methods.at(bits):
+    for bits, codecs in methods._CODECS.items():
+        for method in ("learned" if name == "ssvq" else name for name in codecs):
             rates = {"rate": 1e-3}
             run = cifar10.fine_tuning(method, bits, epochs=1, rates=rates)
             stored = _compressed(params, run)
@@ -133,6 +133,14 @@ def _best(config_name, start, metric):
 def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen):
     for method, rates in chosen.items():
         assert rates == _best(f"cifar10/{sweep}", method, "top1"), method
+
+
+def test_rates_of_starts_are_those_of_the_best_runs():
+    for start, chosen in starts._STARTED.items():
+        for method, rates in chosen.items():
+            if start == "calibrated" or method == "coded":
+                name = f"{method}-{start}"
+                assert rates == _best("cifar10/starts_rates", name, "top1"), name
 
 
 def test_rates_with_few_images_agree_best_with_the_float_network():
