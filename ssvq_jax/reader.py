@@ -261,10 +261,7 @@ class _Payload:
         scale = fields.get("channel_scale")
         if scale is not None:
             weights *= self._spread(scale)
-        _expect(np.isfinite(weights).all(), "weights that are not finite")
-        weights = _rounded(weights, self._dtype)
-        _expect(np.isfinite(weights).all(), f"weights beyond {self._dtype}")
-        return weights
+        return _rounded(weights, self._dtype)
 
     def _uniform(self) -> dict[str, "_Field"]:
         bits, dtype = _natural(self._options["bits"], 17), self._options["scale_dtype"]
@@ -338,10 +335,7 @@ class _Payload:
         # Codewords count in every channel, whether one of theirs has them or not.
         scale = np.abs(fields.get("channel_scale", np.ones(1, np.float32))).max()
         with np.errstate(over="ignore", invalid="ignore"):
-            largest = np.abs(codebook).max(keepdims=True) * scale
-        _expect(np.isfinite(largest).all(), "codewords that are not finite")
-        finite = np.isfinite(_rounded(largest, self._dtype)).all()
-        _expect(finite, f"codewords beyond {self._dtype}")
+            _rounded(np.abs(codebook).max(keepdims=True) * scale, self._dtype)
         blocks = codebook.reshape(codewords, block)[codes]
         if "signs" in fields:
             flips = self._signs(fields["signs"]).astype(np.uint32) << np.uint32(31)
@@ -442,10 +436,21 @@ def _widened(values: np.ndarray) -> np.ndarray:
 
 
 def _rounded(weights: np.ndarray, dtype: str) -> np.ndarray:
-    """To the nearest number of a dtype, ties to even; bfloat16 stays in float32."""
-    if dtype != "BF16":
+    """To the nearest number of a dtype, ties to even; bfloat16 stays in float32.
+
+    Raises:
+      ValueError: Weights that are not finite, or not so in the dtype.
+    """
+    # Before rounding, too: that may carry a NaN's bits into another number.
+    _expect(np.isfinite(weights).all(), "values that are not finite")
+    if dtype in ("F32", "F64"):
+        return np.ascontiguousarray(weights, _PLAIN[dtype])
+    if dtype == "F16":
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(weights, _PLAIN[dtype])
-    bits = np.ascontiguousarray(weights).view(np.uint32)
-    odd = bits >> np.uint32(16) & np.uint32(1)
-    return _widened((bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
+            rounded = np.ascontiguousarray(weights, _PLAIN[dtype])
+    else:
+        bits = np.ascontiguousarray(weights).view(np.uint32)
+        odd = bits >> np.uint32(16) & np.uint32(1)
+        rounded = _widened((bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
+    _expect(np.isfinite(rounded).all(), f"values that are not finite in {dtype}")
+    return rounded

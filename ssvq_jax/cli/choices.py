@@ -120,7 +120,7 @@ def read_rules(path: pathlib.Path, checkpoint: Checkpoint) -> list[Rule]:
             raise ValueError("expected tables [[rule]] and nothing else")
         rules = [_rule(table) for table in tables]
         for rule in rules:
-            _require_match("a rule", rule.pattern, checkpoint)
+            _matching("a rule", rule.pattern, checkpoint)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return rules
@@ -229,22 +229,19 @@ def allocated(
 
 
 def _matching(option: str, pattern: str, checkpoint: Checkpoint) -> set[str]:
-    """The names that an expression matches as a whole."""
+    """The names that an expression matches as a whole; `ValueError` without any."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{option}: {pattern!r}: {error}") from error
-    _require_match(option, pattern, checkpoint)
-    return {name for name in checkpoint if expression.fullmatch(name)}
-
-
-def _require_match(option: str, pattern: str, checkpoint: Checkpoint) -> None:
-    if not any(re.fullmatch(pattern, name) for name in checkpoint):
+    names = {name for name in checkpoint if expression.fullmatch(name)}
+    if not names:
         near = difflib.get_close_matches(pattern, checkpoint, n=5, cutoff=0.0)
         raise ValueError(
             f"{option}: {pattern!r} matches no whole name in {checkpoint.path}; "
             f"near it: {', '.join(near) or 'none'}"
         )
+    return names
 
 
 def _input_axis(name: str, shape: tuple[int, ...], layout: Layout) -> int:

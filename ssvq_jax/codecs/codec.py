@@ -313,23 +313,16 @@ class Compressed(abc.ABC):
 
         So it is in one half of what `partition` gives.
         """
+        stack = self.stack
         for name, shape in self.shapes().items():
             leaf = getattr(self, name)
             if leaf is None:
                 raise ValueError(
                     f"{name}: missing; combine the halves that partition gave"
                 )
-            actual, shape = jnp.shape(leaf), (*self.stack, *shape)
+            actual, shape = jnp.shape(leaf), (*stack, *shape)
             if actual != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {actual}")
-
-    def require_one(self) -> None:
-        """Raise `ValueError` for a stack."""
-        if self.stack:
-            raise ValueError(
-                f"expected one compressed weight, got a stack of {self.stack}: apply "
-                "jax.vmap to it"
-            )
 
 
 @functools.partial(jax.jit, static_argnums=1)  # one program, not one per operation

@@ -64,7 +64,11 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    compressed.require_one()
+    if compressed.stack:
+        raise ValueError(
+            f"expected one compressed weight, got a stack of {compressed.stack}: apply "
+            "jax.vmap to it"
+        )
     if len(compressed.shape) != 2:
         raise ValueError(
             f"compressed: expected a weight (in, out), got shape {compressed.shape}"
