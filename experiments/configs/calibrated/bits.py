@@ -15,8 +15,9 @@ from experiments.configs.calibrated._calibrated import NETS, calibrated
 from experiments.training.config import Calibration, Experiment
 
 BITS = (1.25, 1.5, 2, 3, 4)
-# Their least: two bits and a step for every channel; half of the weights' masks.
-LEAST = {"uniform": 3, "mvq": 1.5}
+# Their least: two bits and a step for every channel; half of the weights' masks; a
+# sign for every weight.
+LEAST = {"uniform": 3, "mvq": 1.5, "ssvq": 1.5}
 
 
 def runs() -> dict[str, Experiment]:
@@ -26,7 +27,7 @@ def runs() -> dict[str, Experiment]:
             network, method, Calibration(bits=bits)
         )
         for network in NETS
-        for method in ("vq", "coded", "mvq", "uniform")
+        for method in ("vq", "ssvq", "coded", "mvq", "uniform")
         for bits in BITS
         if bits >= LEAST.get(method, 0)
     }

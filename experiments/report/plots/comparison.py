@@ -85,7 +85,7 @@ def calibrated(load: Load) -> Figure:
     """The same without training."""
     return _by_network(
         load("calibrated/bits"),
-        ("uniform", "vq", "mvq", "coded"),
+        ("uniform", "vq", "mvq", "ssvq", "coded"),
     )
 
 
