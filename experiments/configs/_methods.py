@@ -59,6 +59,7 @@ TITLES = {
     "learned": "SSVQ, learned signs",
     "frozen": "SSVQ, learned + frozen",
     "coded": "SSVQ, coded signs",
+    "free": "SSVQ, free signs",
 }
 """Methods, and what tables call them."""
 SIGNED = ("fixed", "learned", "frozen")
