@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from ssvq_jax.export import FormatError, PackedFile
-from ssvq_jax.export.container import DTYPES
+from ssvq_jax.export.container import DTYPES, bytes_of
+from ssvq_jax.export.description import KEY
 from ssvq_jax.export.error import naming
 from ssvq_jax.export.names import original_name
 from ssvq_jax.export.sources import Layout, open_source
@@ -25,6 +25,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
       packed: The packed file, where it is one.
       metadata: The text values of the original's header, of shards the first one's.
       layout: Of its kernels, "torch" or "flax", as far as its kind tells.
+      shards: Names of weights by file, of an original in shards.
       stored: Name in the file by original name.
 
     Raises:
@@ -40,17 +41,27 @@ class Checkpoint(Mapping[str, np.ndarray]):
             self._source = open_source(self.path)
         self.files, self.metadata = self._source.files, self._source.metadata
         self.layout: Layout = self._source.layout
+        self.shards = self._source.shards
         self.stored = {name: name for name in self._source.names}
-        if "ssvq_jax" not in self.metadata:
+        if KEY not in self.metadata:
             return
         first, *others = self.files
         if others:
             raise FormatError(f"{first}: a packed file among shards")
-        self.packed = PackedFile(first)
-        self.metadata = _original_metadata(self.packed)
-        self.stored = {original_name(name): name for name in self.packed}
-        if len(self.stored) < len(self.packed):
+        self._unpacked(PackedFile(first))
+
+    def _unpacked(self, packed: PackedFile) -> None:
+        """Take all from a packed file."""
+        self.packed, self.files = packed, packed.files
+        source = packed.metadata.get("source")
+        source = source if isinstance(source, dict) else {}
+        metadata = source.get("metadata")
+        metadata = metadata if isinstance(metadata, dict) else {}
+        self.metadata = {k: v for k, v in metadata.items() if isinstance(v, str)}
+        self.stored = {original_name(name): name for name in packed}
+        if len(self.stored) < len(packed):
             raise FormatError(f"{self.path}: two parameters of one original name")
+        self.shards = source.get("shards", {})
 
     def __contains__(self, name: object) -> bool:
         return name in self.stored  # without reading it
@@ -113,22 +124,9 @@ class LazyArray:
         return np.asarray(self._checkpoint[self._name], dtype)
 
 
-def bytes_of(x: np.ndarray) -> UInt8[np.ndarray, " bytes"]:
-    """An array's own bytes, row-major."""
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-
-
 def digest(x: np.ndarray) -> bytes:
     """What arrays of the same dtype, shape and bytes have in common."""
     content = (
         f"{x.dtype} {x.shape} ".encode() + hashlib.blake2b(bytes_of(x).data).digest()
     )
     return hashlib.blake2b(content).digest()
-
-
-def _original_metadata(packed: PackedFile) -> dict[str, str]:
-    source = packed.metadata.get("source")
-    metadata = source.get("metadata") if isinstance(source, dict) else None
-    if not isinstance(metadata, dict):
-        return {}
-    return {k: v for k, v in metadata.items() if isinstance(v, str)}

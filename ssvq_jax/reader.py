@@ -19,7 +19,7 @@ _PLAIN = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2",
     "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
     "C64": "<c8", "BF16": "<u2", "F8_E4M3": "u1", "F8_E4M3FNUZ": "u1", "F8_E5M2": "u1",
-    "F8_E5M2FNUZ": "u1", "F8_E8M0": "u1",
+    "F8_E5M2FNUZ": "u1", "F8_E8M0": "u1", "F4": "u1",
 }  # fmt: skip
 _FLOATS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "i1"}
 _SCALES = ("float32", "float16", "bfloat16")
@@ -46,6 +46,8 @@ _DESCRIBED = {
     "containers": dict,
     "metadata": dict,
 }
+_INDEXED = {"version": int, "containers": dict, "metadata": dict, "shards": dict}
+_LARGEST_HEADER = 100_000_000
 _MOST_AXES, _LARGEST_SIZE, _MOST_WEIGHTS_PER_BYTE = 32, 1 << 48, 256
 # Of every eight signs by Hamming's code, the ones that are sums of others.
 _CHECKS = {4: (0, 1, 2), 5: (0, 1, 3), 6: (0, 2, 3), 7: (1, 2, 3)}
@@ -56,10 +58,10 @@ class Reader(Mapping[str, np.ndarray]):
 
     Each is read, checked against its hash and decoded when it is asked for. Values are
     those of `ssvq_jax.decode`, bit for bit. NumPy has no bfloat16: such tensors come as
-    float32, which holds all its values; those of float8 as their bytes.
+    float32, which holds all its values; those of float8 and float4 as their bits.
 
     Args:
-      path: A file that `ssvq_jax.save` or `ssvq compress` wrote.
+      path: A file that `ssvq_jax.save` or `ssvq compress` wrote; of shards the index.
 
     Attributes:
       dtypes: By name, the dtype in the checkpoint, as safetensors has it: "BF16".
@@ -85,23 +87,26 @@ class Reader(Mapping[str, np.ndarray]):
         self._path = os.fspath(path)
         self.dtypes: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
-        self._tensors: dict[str, tuple[int, int, bytes, Callable[[Any], Any]]] = {}
+        self._tensors: dict[str, _Place] = {}
         try:
-            self._open()
+            if self._path.endswith(".json"):
+                self._open_shards()
+            else:
+                self.metadata, _ = self._open(self._path)
         except _REFUSALS as error:
             reason = f"no packed file, or a damaged one: {error}"
             raise ValueError(f"{self._path}: {reason}") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
-        start, size, digest, decode = self._tensors[name]
+        path, start, size, digest, decode = self._tensors[name]
         try:
-            with open(self._path, "rb") as file:
+            with open(path, "rb") as file:
                 file.seek(start)
                 data = np.fromfile(file, np.uint8, size)
             _expect(_hash(data) == digest, "the values do not match their hash")
             return decode(data)
         except _REFUSALS as error:
-            raise ValueError(f"{self._path}: {name}: {error}") from error
+            raise ValueError(f"{path}: {name}: {error}") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors  # without reading it
@@ -112,10 +117,30 @@ class Reader(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def _open(self) -> None:
-        if not stat.S_ISREG(os.stat(self._path).st_mode):
-            raise ValueError("not a regular file")  # a pipe would wait for ever
+    def _open_shards(self) -> None:
         with open(self._path, "rb") as file:
+            content = _parse(file.read(_LARGEST_HEADER).decode())
+        ours, places = content["ssvq_jax"], content["weight_map"]
+        found = {name: type(value) for name, value in ours.items()}
+        _expect(found == _INDEXED, "its index has other entries")
+        _expect(ours["version"] == 1, "another version")
+        _expect(set(places.values()) == set(ours["shards"]), "a shard without a hash")
+        for name, digest in ours["shards"].items():
+            inside = os.path.basename(name) == name and name not in ("", ".", "..")
+            _expect(inside, f"{name!r}: no file beside the index")
+            before = set(self._tensors)
+            path = os.path.join(os.path.dirname(self._path), name)
+            _, hashes = self._open(path)
+            _expect(_hash(hashes).hex() == digest, f"{name}: not as its hash")
+            listed = {_original(x) for x, place in places.items() if place == name}
+            _expect(self._tensors.keys() - before == listed, f"{name}: other tensors")
+        self.metadata = ours["metadata"]
+
+    def _open(self, path: str) -> tuple[dict[str, Any], bytes]:
+        """Add the tensors of a file; its metadata, and its hashes."""
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")  # a pipe would wait for ever
+        with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = file.read(8)
             count = int.from_bytes(length, "little")
@@ -124,6 +149,8 @@ class Reader(Mapping[str, np.ndarray]):
             content = _parse(text.decode())
             description = _parse(content.pop("__metadata__")["ssvq_jax"])
             found = {name: type(value) for name, value in description.items()}
+            ties = description.pop("ties", {})
+            found.pop("ties", None)
             _expect(found == _DESCRIBED, "its description has other entries")
             _expect(description["version"] == 1, "another version")
             alignment = description["alignment"]
@@ -137,7 +164,6 @@ class Reader(Mapping[str, np.ndarray]):
         names = list(content)
         payloads = names[names.index(_HASHES) + 1 :]
         entries = dict(zip(payloads, description["compressed"], strict=True))
-        self.metadata = description["metadata"]
         for i, (name, (start, size)) in enumerate(places.items(), 1):
             if name in entries:
                 codec, dtype, axis, shape = entries[name]
@@ -150,13 +176,32 @@ class Reader(Mapping[str, np.ndarray]):
             else:
                 dtype, shape = content[name]["dtype"], content[name]["shape"]
                 decode = functools.partial(_plain, dtype, tuple(shape))
-            original = name.replace("~1", "/").replace("~0", "~")
-            _expect(original not in self.dtypes, f"{original}: a name twice")
-            self.dtypes[original] = dtype
-            self._tensors[original] = start, size, hashes[8 * i : 8 * i + 8], decode
+            digest = hashes[8 * i : 8 * i + 8]
+            self._add(name, dtype, (path, start, size, digest, decode))
+        for name, to in ties.items():  # stored under another name
+            _expect(to in places, f"{name}: not tied to a tensor")
+            found = _original(to)
+            self._add(name, self.dtypes[found], self._tensors[found])
+        return description["metadata"], hashes
+
+    def _add(self, name: str, dtype: str, place: "_Place") -> None:
+        original = _original(name)
+        _expect(original not in self.dtypes, f"{original}: a name twice")
+        self.dtypes[original], self._tensors[original] = dtype, place
 
 
-_REFUSALS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+_Place = tuple[str, int, int, bytes, Callable[[Any], Any]]
+"""Of a tensor: its file, first byte, size, hash, and what makes an array of it."""
+
+
+_REFUSALS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 """What malformed content raises on its way through checks."""
 
 
@@ -173,6 +218,11 @@ def _natural(value: Any, limit: int) -> int:
 def _shape(value: Any) -> tuple[int, ...]:
     _expect(isinstance(value, list) and len(value) <= _MOST_AXES, "a shape is none")
     return tuple(_natural(n, _LARGEST_SIZE) for n in value)
+
+
+def _original(name: str) -> str:
+    """A name as the checkpoint has it."""
+    return name.replace("~1", "/").replace("~0", "~")
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -195,8 +245,12 @@ def _places(
     """First byte and size of every tensor; they lie one after the other."""
     places, place = {}, start
     for name, entry in content.items():
-        count = math.prod(_shape(entry["shape"]))
-        size = count * np.dtype(_PLAIN[entry["dtype"]]).itemsize
+        bits = 8 * np.dtype(_PLAIN[entry["dtype"]]).itemsize
+        bits = math.prod(_shape(entry["shape"])) * (
+            4 if entry["dtype"] == "F4" else bits
+        )
+        _expect(bits % 8 == 0, f"{name}: not whole bytes")
+        size = bits // 8
         found = entry["data_offsets"]
         expected = [place - start, place - start + size]
         _expect(found == expected, f"{name}: its place is not behind the last one")
@@ -213,6 +267,8 @@ def _hash(data: Any) -> bytes:
 def _plain(dtype: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
     if dtype == "BOOL":
         _expect(data.max(initial=0) <= 1, "expected booleans of 0 and 1")
+    if dtype == "F4":
+        data = np.stack([data & 0xF, data >> 4], axis=-1).reshape(-1)
     values = data.view(_PLAIN[dtype]).reshape(shape)
     return _widened(values) if dtype == "BF16" else values
 

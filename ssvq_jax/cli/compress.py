@@ -23,16 +23,19 @@ from ssvq_jax.cli.choices import (
     codec_of,
     read_rules,
 )
-from ssvq_jax.cli.inspect import describe_file, file_json, report_json
+from ssvq_jax.cli.inspect import describe_file, file_json, report_json, tied
 from ssvq_jax.cli.statistics import Statistics
-from ssvq_jax.cli.terminal import Flag, check_target, progress, status
+from ssvq_jax.cli.terminal import Flag, byte_count, check_target, progress, status
 from ssvq_jax.core.sign_codes import SignCode
-from ssvq_jax.export import save
-from ssvq_jax.export.file import check_savable
+from ssvq_jax.export import PackedFile, save
 from ssvq_jax.export.names import name_leaves
+from ssvq_jax.export.saving import check_savable
+from ssvq_jax.export.shards import index_of
 from ssvq_jax.export.sources import Layout
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
+
+_SMALL = 4096
 
 if TYPE_CHECKING:
     Method = str
@@ -59,6 +62,7 @@ def compress(
     layout: Layout | None = None,
     statistics: pathlib.Path | None = None,
     alignment: int = 1,
+    max_shard_size: str | None = None,
     seed: int = 0,
     dry_run: Flag = False,
     quiet: Flag = False,
@@ -68,8 +72,9 @@ def compress(
 
     Compressed is what --include matches and --exclude does not, is float32, float16 or
     bfloat16, has at least two axes longer than 1 and --min-weights weights, and gets
-    smaller by it. Tensors that are equal are compressed once and stay equal, stored
-    under each name. The rest is kept as it is; `ssvq info` lists all of it.
+    smaller by it. Tensors that are equal are compressed and stored once, whatever
+    their names, from 4,096 numbers on. The rest is kept as it is; `ssvq info` lists
+    all of it.
 
     Args:
       source: Checkpoint: *.safetensors, the index of its shards,
@@ -104,6 +109,8 @@ def compress(
         errors of outputs. Paths in it are names of tensors, or these with / for every
         dot; axes are those of the checkpoint. Tensors without are compressed without.
       alignment: Every compressed tensor starts at a multiple of so many bytes.
+      max_shard_size: Of tensors in a file, such as 2GB or 500MB. If all do not fit in
+        one, the output is shards and an index, OUT.index.json, beside OUT's place.
       seed: Of the clustering; the same seed gives the same bytes.
       dry_run: Show what each tensor would get and how large it would be; write nothing.
       quiet: Print nothing but errors.
@@ -117,9 +124,11 @@ def compress(
     if not checkpoint:
         raise ValueError(f"{source}: expected tensors, got a file without any")
     # All that can be refused is refused here, before hours of clustering.
-    check_target(checkpoint.files, out)
+    most = None if max_shard_size is None else byte_count(max_shard_size)
+    for target in (out,) if most is None else (out, index_of(out)):
+        check_target(checkpoint.files, target)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
-    check_savable(name_leaves(leaves)[0], alignment)
+    check_savable(name_leaves(leaves)[0], alignment, most)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
     options = {
         "codewords": codewords,
@@ -168,18 +177,27 @@ def compress(
         return 0
     encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent)
     report = Report.of(rows)
-    if not encoded:
+    if not report.compressed.weights:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")
     described = {"layout": told, "metadata": checkpoint.metadata}
-    whole = {**leaves, **encoded}
-    save(out, whole, metadata={"source": described}, alignment=alignment)
+    if checkpoint.shards:
+        described["shards"] = checkpoint.shards
+    packed = PackedFile(
+        save(
+            out,
+            encoded,
+            metadata={"source": described},
+            alignment=alignment,
+            max_shard_size=most,
+        )
+    )
     if json:
-        contents = {**file_json(out), **report_json(report), "kept": kept}
+        contents = {**file_json(packed), **report_json(report), "kept": kept}
         if moments is not None:
             contents["statistics"] = _usage(moments, report)
         print(json_text.dumps(contents, indent=1, allow_nan=False))
     elif not quiet:
-        _tell(checkpoint, out, report, kept, moments)
+        _tell(checkpoint, packed, report, kept, moments)
     return 0
 
 
@@ -190,35 +208,36 @@ def _encoded(
     key: Any,
     silent: bool,
 ) -> tuple[dict[str, Any], list[Row], dict[str, str]]:
-    """Nodes by name; rows of all tensors; why chosen ones stay as they are."""
-    nodes: dict[str, Any] = {}
+    """Nodes and arrays by name; their rows; why chosen ones stay as they are."""
+    leaves: dict[str, Any] = {}
     rows: list[Row] = []
     kept: dict[str, str] = {}
     done: dict[tuple[Any, ...], Row] = {}
     with progress(silent) as bar:
         for name in bar.track(checkpoint, description="Compressing"):
-            if name not in chosen:
-                rows.append(_as_it_is(checkpoint, name))
+            rule, values = chosen.get(name), checkpoint[name]
+            # Tied tensors, equal under two names, are stored once; small ones, such as
+            # biases of zeros, are equal by chance.
+            content = None if rule is None else (rule.codec, rule.axis), digest(values)
+            first = done.get(content)
+            if first is not None and values.size >= _SMALL:
+                leaves[name] = leaves[first.path]
+                rows.append(tied(name, first))
                 continue
-            rule, values = chosen[name], checkpoint[name]
-            # Tied tensors, equal under two names, stay equal.
-            content = rule.codec, rule.axis, digest(values)
-            if tied := done.get(content):
-                nodes[name] = nodes[tied.path]
-                rows.append(dataclasses.replace(tied, path=name))
-                continue
-            weight = {name: jnp.asarray(values)}
-            own = None if moments is None or name not in moments else moments
-            try:
-                node = calibration.compress(weight, [rule], key=key, moments=own)
-                node = tree.finalize(node)
-                (done[content],) = tree.report(node, weight).rows
-                nodes.update(node)
-                rows.append(done[content])
-            except ValueError as error:  # NaN, or out of range for the codebook
-                kept[name] = str(error)
-                rows.append(_as_it_is(checkpoint, name))
-    return nodes, rows, kept
+            leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
+            if rule is not None:
+                weight = {name: jnp.asarray(values)}
+                own = None if moments is None or name not in moments else moments
+                try:
+                    node = calibration.compress(weight, [rule], key=key, moments=own)
+                    node = tree.finalize(node)
+                    (row,) = tree.report(node, weight).rows
+                    leaves.update(node)
+                except ValueError as error:  # NaN, or out of range for the codebook
+                    kept[name] = str(error)
+            done[content] = row
+            rows.append(row)
+    return leaves, rows, kept
 
 
 def _planned(checkpoint: Checkpoint, chosen: Mapping[str, tree.Rule]) -> Iterator[Row]:
@@ -252,7 +271,7 @@ def _show(report: Report, json: bool, quiet: bool) -> None:
 
 def _tell(
     checkpoint: Checkpoint,
-    out: pathlib.Path,
+    packed: PackedFile,
     report: Report,
     kept: Mapping[str, str],
     moments: Statistics | None,
@@ -260,8 +279,8 @@ def _tell(
     """What was written, for people."""
     console = Console()
     console.print(_brief(report))
-    describe_file(console, out)
-    ratio = checkpoint.nbytes / out.stat().st_size
+    describe_file(console, packed)
+    ratio = checkpoint.nbytes / packed.nbytes
     console.print(Text(f"From {checkpoint.nbytes:,} bytes: {ratio:.1f} times smaller."))
     if moments is not None:
         counts = {name: len(found) for name, found in _usage(moments, report).items()}

@@ -2,15 +2,24 @@
 
 import json as json_text
 import pathlib
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.checkpoint import Checkpoint, bytes_of
+from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.terminal import Flag, check_target, progress
-from ssvq_jax.export import FormatError
-from ssvq_jax.export.container import NAMES, Tensor, header_bytes, replacing
+from ssvq_jax.export import FormatError, shards
+from ssvq_jax.export.container import (
+    NAMES,
+    Tensor,
+    bits_of,
+    bytes_of,
+    header_bytes,
+    replacing,
+)
 
 
 def decode(
@@ -24,29 +33,80 @@ def decode(
     Names, layout, dtypes and metadata are those of the original.
 
     Args:
-      file: Packed file.
-      out: Checkpoint to write, *.safetensors.
+      file: Packed file, or the index of its shards.
+      out: Checkpoint to write, *.safetensors; or a folder that is there, for the shards
+        that the original had and their index, or model.safetensors.
       json: Print JSON.
     """
     checkpoint = Checkpoint(file)
-    check_target(checkpoint.files, out)
     if checkpoint.packed is None:
         raise FormatError(f"{file}: not written by ssvq_jax")
-    # Wider dtypes first: so every tensor is aligned to its own.
-    names = sorted(checkpoint, key=lambda name: -checkpoint.dtype(name).itemsize)
+    index = None
+    files: dict[pathlib.Path, Iterable[str]] = {out: checkpoint}
+    if out.is_dir():
+        files = {out / shards.WHOLE: checkpoint}
+        if parts := _parts(checkpoint):
+            files = {out / name: names for name, names in parts.items()}
+            index = shards.index_of(out / shards.WHOLE)
+    for target in (*files, index):
+        if target is not None:
+            check_target(checkpoint.files, target)
+    if index is not None:
+        index.unlink(missing_ok=True)  # it is there for its shards, or not at all
+    total = 0
+    with progress(json) as bar:
+        task = bar.add_task("Decoding", total=len(checkpoint))
+        for path, names in files.items():
+            total += _write(path, checkpoint, names, bar, task)
+    if index is not None:
+        places = {n: path.name for path, names in files.items() for n in names}
+        shards.write_index(index, dict(sorted(places.items())), total)
+    size, packed = sum(path.stat().st_size for path in files), checkpoint.nbytes
+    if json:
+        sizes = {"bytes": size, "tensors": len(checkpoint), "packed_bytes": packed}
+        print(json_text.dumps({"file": str(index or next(iter(files))), **sizes}))
+        return 0
+    text = (
+        f"{index or next(iter(files))}: {size:,} bytes, {len(checkpoint)} tensors, "
+        f"from {packed:,} bytes."
+    )
+    Console().print(Text(text))
+    return 0
+
+
+def _write(
+    path: pathlib.Path,
+    checkpoint: Checkpoint,
+    names: Iterable[str],
+    bar: Progress,
+    task: TaskID,
+) -> int:
+    """Write a file; the bytes of its tensors."""
     tensors = {
         name: Tensor(NAMES[checkpoint.dtype(name).name], checkpoint.shape(name))
         for name in names
     }
-    with replacing(out) as target, progress(json) as bar:
+    # Wider dtypes first: so every tensor is aligned to its own.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -bits_of(item[1].dtype)))
+    with replacing(path) as target:
         target.write(header_bytes(tensors, checkpoint.metadata))
-        for name in bar.track(names, description="Decoding"):
+        for name in tensors:
             target.write(bytes_of(checkpoint[name]).data)
-    size, packed = out.stat().st_size, checkpoint.nbytes
-    if json:
-        sizes = {"bytes": size, "tensors": len(names), "packed_bytes": packed}
-        print(json_text.dumps({"file": str(out), **sizes}))
-        return 0
-    text = f"{out}: {size:,} bytes, {len(names)} tensors, from {packed:,} bytes."
-    Console().print(Text(text))
-    return 0
+            bar.advance(task)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _parts(checkpoint: Checkpoint) -> Mapping[str, list[str]]:
+    """The shards of the original: names of tensors by file. They come from a file."""
+    try:
+        parts = checkpoint.shards
+        shards.require_names(parts)
+        listed = sorted(name for names in parts.values() for name in names)
+        if parts and listed != sorted(checkpoint):
+            raise ValueError("they do not have its tensors")
+        if not all(name.endswith(".safetensors") for name in parts):
+            raise ValueError("they are no safetensors files")
+        return parts
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = f"the shards of its original: {error}"
+        raise FormatError(f"{checkpoint.path}: {reason}") from error

@@ -1,5 +1,6 @@
 """`ssvq info`, `ssvq verify`, `ssvq diff`: what is in files, whether it is right."""
 
+import dataclasses
 import json as json_text
 import math
 import pathlib
@@ -11,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.checkpoint import Checkpoint, bytes_of
+from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.cli.terminal import Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
+from ssvq_jax.export.container import bytes_of
 from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
@@ -29,12 +31,12 @@ def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
     packed = load(file, lazy=True)
     report = Report.of(file_row(packed, name) for name in packed)
     if json:
-        contents = {**file_json(file), **report_json(report)}
+        contents = {**file_json(packed), **report_json(report)}
         print(json_text.dumps(contents, indent=1))
         return 0
     console = Console()
     console.print(report)
-    describe_file(console, file)
+    describe_file(console, packed)
     if packed.metadata:
         console.print(Text(f"Metadata: {json_text.dumps(packed.metadata)}"))
     return 0
@@ -129,9 +131,9 @@ def diff(
     return 1 if differing else 0
 
 
-def file_json(path: pathlib.Path) -> dict[str, Any]:
+def file_json(packed: PackedFile) -> dict[str, Any]:
     """A file's name and where its bytes go, as JSON."""
-    return {"file": str(path), **_sizes(path)}
+    return {"file": packed.path, **_sizes(packed)}
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -157,20 +159,19 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def describe_file(console: Console, path: pathlib.Path) -> None:
+def describe_file(console: Console, packed: PackedFile) -> None:
     """Print where the bytes of a packed file go."""
-    sizes = _sizes(path)
+    sizes = _sizes(packed)
     total = sizes.pop("bytes")
     parts = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in sizes.items() if v)
-    console.print(Text(f"{path}: {total:,} bytes: {parts}."))
+    shards = len(packed.files) - 1
+    files = f" in {shards} shards" if shards else ""
+    console.print(Text(f"{packed.path}: {total:,} bytes{files}: {parts}."))
 
 
-def _sizes(path: pathlib.Path) -> dict[str, int]:
-    packed = load(path, lazy=True)
+def _sizes(packed: PackedFile) -> dict[str, int]:
     parameters = sum(file_row(packed, name).bits // 8 for name in packed)
-    hashes = 8 * (1 + len(packed))
-    size = path.stat().st_size
-    header = packed.header_bytes
+    size, header, hashes = packed.nbytes, packed.header_bytes, packed.hash_bytes
     return {
         "bytes": size,
         "parameters": parameters,
@@ -182,6 +183,8 @@ def _sizes(path: pathlib.Path) -> dict[str, int]:
 
 def file_row(packed: PackedFile, name: str) -> Row:
     """A row of the report of a file, from its header alone."""
+    if name in packed.ties:
+        return tied(original_name(name), file_row(packed, packed.ties[name]))
     if name in packed.entries:
         entry = packed.entries[name]
         shape, rule, nbytes = entry.shape, entry.codec.describe(), entry.nbytes
@@ -189,6 +192,11 @@ def file_row(packed: PackedFile, name: str) -> Row:
         tensor = packed.tensors[name]
         shape, rule, nbytes = tensor.shape, NOT_COMPRESSED, tensor.nbytes
     return Row(original_name(name), shape, rule, math.prod(shape), 8 * nbytes)
+
+
+def tied(name: str, row: Row) -> Row:
+    """A row of what is stored under another name, which counts it."""
+    return dataclasses.replace(row, path=name, rule=f"= {row.path}", weights=0, bits=0)
 
 
 def _verify(

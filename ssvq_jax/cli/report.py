@@ -68,8 +68,8 @@ def report(
     page = _page(
         title=file.name,
         totals=Report.of(rows),
-        size=file.stat().st_size,
-        kinds=_bytes_by_kind(packed.packed, rows, file.stat().st_size),
+        size=packed.packed.nbytes,
+        kinds=_bytes_by_kind(packed.packed, rows),
         tensors=tensors,
         training=drawings.lines(steps, _SHARES) if steps else None,
     )
@@ -86,7 +86,7 @@ def _tensor(
 ) -> tuple[Row, str | None]:
     """A tensor's row, and where it is compressed its drawing."""
     stored = packed.stored[name]
-    if stored not in file.entries:
+    if stored in file.ties or stored not in file.entries:
         return file_row(file, stored), None
     node = file[stored]
     before = None
@@ -108,15 +108,15 @@ def _tensor(
     return row, drawings.tensor(weights, before, codebook, counts)
 
 
-def _bytes_by_kind(file: PackedFile, rows: Sequence[Row], size: int) -> dict[str, int]:
+def _bytes_by_kind(file: PackedFile, rows: Sequence[Row]) -> dict[str, int]:
     """Bytes of the file by what they are, in the order of the page."""
     found = collections.Counter(
         {"not compressed": sum(x.bits // 8 for x in rows if x.rule == NOT_COMPRESSED)}
     )
-    for entry in file.entries.values():
-        for field in entry.fields:
+    for name in file.entries.keys() - file.ties.keys():
+        for field in file.entries[name].fields:
             found[field.kind] += field.nbytes
-    found["header, hashes and fill"] = size - sum(found.values())
+    found["header, hashes and fill"] = file.nbytes - sum(found.values())
     return {kind: count for kind, count in found.most_common() if count}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -32,6 +33,15 @@ def check_target(sources: Iterable[str], out: pathlib.Path) -> None:
     check_replaceable(out)
     if out.exists() and any(map(out.samefile, sources)):
         raise ValueError(f"{out}: is the source; give the output another name")
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes as people write it: 2GB, 500 MB, 4096."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"expected bytes such as 2GB or 500MB, got {text!r}")
+    number, unit = found.groups()
+    return int(float(number) * 1000 ** ("KMGT".index(unit.upper()) + 1 if unit else 0))
 
 
 def progress(quiet: bool) -> Progress:

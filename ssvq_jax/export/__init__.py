@@ -3,4 +3,4 @@
 from ssvq_jax.export.error import FormatError as FormatError
 from ssvq_jax.export.file import PackedFile as PackedFile
 from ssvq_jax.export.file import load as load
-from ssvq_jax.export.file import save as save
+from ssvq_jax.export.saving import save as save

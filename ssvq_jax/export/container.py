@@ -8,6 +8,7 @@ is hashed, and nothing in it may be said twice.
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -46,6 +47,7 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn",
 }
 """Names of dtypes: those of safetensors, and NumPy's for them."""
 
@@ -59,7 +61,10 @@ MOST_AXES = 32
 LARGEST_SIZE = 1 << 48
 """No axis is as long."""
 
+HASH_BYTES = 8
+
 _CHUNK = 1 << 26  # bytes
+_HALF = "float4_e2m1fn"  # two in a byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,10 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * jnp.dtype(DTYPES[self.dtype]).itemsize
+        bits = math.prod(self.shape) * bits_of(self.dtype)
+        if bits % 8:
+            raise ValueError(f"shape {list(self.shape)}: expected whole bytes")
+        return bits // 8
 
 
 class Container:
@@ -149,6 +157,33 @@ class Container:
             data[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return data
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of a number of a dtype, by its safetensors name."""
+    name = DTYPES[dtype]
+    return 4 if name == _HALF else 8 * jnp.dtype(name).itemsize
+
+
+def bytes_of(x: np.ndarray) -> UInt8[np.ndarray, " bytes"]:
+    """An array's own bytes as a file has them: row-major, little-endian."""
+    data = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    if x.dtype.name != _HALF:
+        return data
+    return data[::2] & 0xF | data[1::2] << 4
+
+
+def from_bytes(tensor: Tensor, data: UInt8[np.ndarray, " bytes"]) -> np.ndarray:
+    """The array that a tensor's bytes are."""
+    dtype = jnp.dtype(DTYPES[tensor.dtype])
+    if dtype.name == _HALF:
+        data = np.stack([data & 0xF, data >> 4], axis=-1)
+    return data.reshape(-1).view(dtype).reshape(tensor.shape)
+
+
+def hash_of(data: Any) -> bytes:
+    """The hash that files have: BLAKE2b of 8 bytes."""
+    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
 def header_bytes(

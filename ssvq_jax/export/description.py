@@ -12,6 +12,10 @@ from ssvq_jax.core.blocks import grid_shape
 from ssvq_jax.export.container import DTYPES, NAMES, natural, parse_json, shape_of
 from ssvq_jax.export.error import FormatError
 
+KEY = "ssvq_jax"
+"""Of the description in the header's metadata; of what an index has beside."""
+HASHES = "ssvq_jax.hashes"
+"""The tensor of hashes."""
 VERSION = 1
 LARGEST_ALIGNMENT = 1 << 20
 MOST_WEIGHTS_PER_BYTE = 256
@@ -80,12 +84,14 @@ class Description:
       containers: Kinds of containers, by name: see `export.names`.
       metadata: Whatever the writer was given.
       alignment: Payloads start at multiples of this many bytes.
+      ties: Names that are stored under another one, and that one.
     """
 
     entries: Sequence[Entry]
     containers: dict[str, str]
     metadata: dict[str, Any]
     alignment: int = 1
+    ties: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """As text. The same description gives the same text."""
@@ -104,6 +110,7 @@ class Description:
             ],
             "containers": self.containers,
             "metadata": self.metadata,
+            **({"ties": self.ties} if self.ties else {}),
         }
         return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
@@ -120,11 +127,8 @@ class Description:
             raise FormatError(f"the description is no JSON: {error}") from error
         if not isinstance(content, dict):
             raise FormatError("the description is no mapping")
-        version = content.get("version")
-        # Not `isinstance`: `true` is an integer of value 1.
-        if type(version) is not int or version != VERSION:
-            raise FormatError(f"version: expected {VERSION}, got {version!r}")
-        if set(content) != set(_KEYS):
+        check_version(content)
+        if set(content) - {"ties"} != set(_KEYS):
             raise FormatError(f"expected {', '.join(_KEYS)}, got {', '.join(content)}")
         alignment = natural("alignment", content["alignment"], LARGEST_ALIGNMENT)
         if alignment.bit_count() != 1:
@@ -143,7 +147,23 @@ class Description:
             containers=_expect(content, "containers", dict),
             metadata=_expect(content, "metadata", dict),
             alignment=alignment,
+            ties=_ties(content.get("ties", {})),
         )
+
+
+def _ties(content: Any) -> dict[str, str]:
+    texts = isinstance(content, dict) and [*content, *content.values()]
+    if texts is False or not all(isinstance(text, str) for text in texts):
+        raise FormatError("ties: expected names")
+    return content
+
+
+def check_version(content: dict[str, Any]) -> None:
+    """Raise `FormatError` for what another version of the format wrote."""
+    version = content.get("version")
+    # Not `isinstance`: `true` is an integer of value 1.
+    if type(version) is not int or version != VERSION:
+        raise FormatError(f"version: expected {VERSION}, got {version!r}")
 
 
 def _entry(name: str, listed: Any, codecs: Sequence[Codec]) -> Entry:

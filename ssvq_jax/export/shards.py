@@ -1,62 +1,155 @@
-"""The files of a checkpoint: one, or shards with an index as Hugging Face writes it."""
+"""Shards: several files of one checkpoint and their index, as Hugging Face has them."""
 
+import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from ssvq_jax.export.container import LARGEST_HEADER, parse_json, replacing
+from ssvq_jax.export.description import KEY, VERSION, check_version
 from ssvq_jax.export.error import FormatError
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+_SUFFIX = ".index.json"
+_SUFFIXES = (".ssvq.safetensors", ".safetensors")
 _WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_OURS = ("version", "containers", "metadata", "shards")
 
 
-def files(path: str | os.PathLike[str]) -> dict[pathlib.Path, set[str] | None]:
-    """The files of a checkpoint, with the tensors that an index says each has.
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What an index says.
 
-    Args:
-      path: A safetensors file; an index of shards, *.json; or a folder with
-        `model.safetensors` or `model.safetensors.index.json` in it.
+    Attributes:
+      path: Its file.
+      places: Name of the file of every tensor.
+      total_size: Bytes of all tensors, as far as it says so.
+      packed: Of packed files: containers, metadata, and hashes of the shards.
+    """
+
+    path: pathlib.Path
+    places: dict[str, str]
+    total_size: Any
+    packed: dict[str, Any] | None
+
+    @property
+    def files(self) -> dict[pathlib.Path, set[str]]:
+        """The shards, each with the names that it has.
+
+        Raises:
+          FileNotFoundError: Some are missing.
+        """
+        names: dict[str, set[str]] = {}
+        for name, file in self.places.items():
+            names.setdefault(file, set()).add(name)
+        folder = self.path.parent
+        missing = [file for file in sorted(names) if not (folder / file).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{self.path}: {len(missing)} of {len(names)} shards are missing: "
+                f"{', '.join(missing[:5])}"
+            )
+        return {folder / file: names[file] for file in sorted(names)}
+
+
+def find(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The file or index that a path means: it itself, or what is in the folder.
 
     Raises:
-      OSError: An index or shard that is missing or cannot be read.
-      FormatError: A folder without either; an index that is none, or names files
-        outside of its folder.
+      FormatError: A folder without either.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
-        found = [path / x for x in (_WHOLE, _INDEX) if (path / x).exists()]
-        if not found:
-            raise FormatError(f"a folder without {_WHOLE} or {_INDEX}; name a file")
-        path = found[0]
+    if not path.is_dir():
+        return path
+    names = (WHOLE, WHOLE + _SUFFIX)
+    found = [path / name for name in names if (path / name).exists()]
+    if not found:
+        raise FormatError(f"a folder without {' or '.join(names)}; name a file")
+    return found[0]
+
+
+def read_index(path: pathlib.Path) -> Index | None:
+    """An index of shards, where the path is of one: *.json.
+
+    Raises:
+      OSError: One that is missing or cannot be read.
+      FormatError: What is none, or names files outside of its folder.
+    """
     if path.suffix != ".json":
-        return {path: None}
-    tensors: dict[str, set[str]] = {}
-    for name, file in _places(path).items():
-        tensors.setdefault(file, set()).add(name)
-    missing = [file for file in tensors if not (path.parent / file).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{path}: {len(missing)} of {len(tensors)} shards are missing: "
-            f"{', '.join(sorted(missing)[:5])}"
-        )
-    return {path.parent / file: tensors[file] for file in sorted(tensors)}
-
-
-def _places(path: pathlib.Path) -> dict[str, str]:
-    """The shard of every tensor."""
+        return None
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        with open(path, "rb") as file:
+            content = parse_json(file.read(LARGEST_HEADER).decode())
+        places = content["weight_map"]
         texts = all(isinstance(x, str) for pair in places.items() for x in pair)
+        total = (content.get("metadata") or {}).get("total_size")
     except _WRONG as error:
         raise FormatError(f"no index of shards: {error!r}") from error
     if not texts or not places:
         raise FormatError("no index of shards: expected names of tensors and files")
-    outside = [
-        file
-        for file in places.values()
-        if pathlib.Path(file).name != file or file in ("", "..")
-    ]
-    if outside:
-        raise FormatError(f"a shard that is no file beside the index: {outside[0]!r}")
-    return places
+    require_names(places.values())
+    packed = content.get(KEY)
+    if packed is not None:
+        _check(packed, set(places.values()))
+    return Index(path, places, total, packed)
+
+
+def _check(packed: Any, files: set[str]) -> None:
+    if not isinstance(packed, dict):
+        raise FormatError(f"{KEY}: expected a mapping")
+    check_version(packed)
+    if set(packed) != set(_OURS):
+        raise FormatError(f"expected {', '.join(_OURS)}, got {', '.join(packed)}")
+    if not all(isinstance(packed[name], dict) for name in _OURS[1:]):
+        raise FormatError(f"expected mappings: {', '.join(_OURS[1:])}")
+    if set(packed["shards"]) != files:
+        raise FormatError("shards: expected a hash of each")
+
+
+def require_names(files: Iterable[str]) -> None:
+    """Raise `FormatError` for a name that leads out of its folder."""
+    for file in files:
+        if pathlib.Path(file).name != file or file in ("", ".."):
+            raise FormatError(f"a shard that is no file beside the index: {file!r}")
+
+
+def index_of(path: pathlib.Path) -> pathlib.Path:
+    """Where the index lies: `model.safetensors.index.json`."""
+    return path.with_name(path.name + _SUFFIX)
+
+
+def shard_of(path: pathlib.Path, number: int, count: int) -> pathlib.Path:
+    """Where a shard lies: `model-00001-of-00002.safetensors`, counted from 0 here."""
+    suffix = next((x for x in _SUFFIXES if path.name.endswith(x)), path.suffix)
+    stem = path.name.removesuffix(suffix)
+    return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}{suffix}")
+
+
+def split(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names in groups of at most so many bytes, in their order; or alone."""
+    groups: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if size > left or not groups:
+            groups.append([])
+            left = most
+        groups[-1].append(name)
+        left -= size
+    return groups
+
+
+def write_index(
+    path: pathlib.Path,
+    places: Mapping[str, str],
+    total_size: int,
+    packed: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an index; `packed` is what `Index.packed` has, without the version."""
+    content: dict[str, Any] = {"metadata": {"total_size": total_size}}
+    if packed is not None:
+        content[KEY] = {"version": VERSION, **packed}
+    content["weight_map"] = dict(places)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")

@@ -10,6 +10,7 @@ import pathlib
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -18,7 +19,8 @@ import numpy as np
 from safetensors import safe_open
 
 from ssvq_jax.export import shards
-from ssvq_jax.export.container import DTYPES, NAMES
+from ssvq_jax.export.container import DTYPES, NAMES, Tensor, from_bytes
+from ssvq_jax.export.description import KEY
 from ssvq_jax.export.error import FormatError, naming
 from ssvq_jax.export.kinds import require_safetensors
 from ssvq_jax.tree.paths import flatten
@@ -47,6 +49,7 @@ class Source(abc.ABC):
     Attributes:
       names: Of its arrays, sorted.
       files: Its files.
+      shards: Names of the arrays by the name of their file, where it has an index.
       metadata: Text values that it has beside the arrays.
       layout: Of its kernels, "torch" or "flax", as far as its kind tells.
     """
@@ -54,6 +57,7 @@ class Source(abc.ABC):
     layout: ClassVar[Layout] = "flax"
     names: list[str]
     files: tuple[str, ...]
+    shards: Mapping[str, list[str]] = {}
     metadata: dict[str, str]
 
     @abc.abstractmethod
@@ -103,13 +107,22 @@ class _Tensors(Source):
     layout: ClassVar[Layout] = "torch"
 
     def __init__(self, path: pathlib.Path):
-        listed = shards.files(path)
+        path = shards.find(path)
+        index = shards.read_index(path)
+        if index is not None and index.packed is not None:
+            self.files, self.metadata = (os.fspath(path),), {KEY: "an index"}
+            self.names = []  # another reads what is packed
+            return
+        listed = {path: None} if index is None else index.files
         self.files = tuple(map(os.fspath, listed))
         opened = [*map(_opened, self.files, listed.values())]
+        if index is not None:
+            self.files += (os.fspath(path),)
+            self.shards = {x.name: sorted(names or ()) for x, names in listed.items()}
         self.metadata = opened[0].metadata() or {}
         self._places = {
             name: (file, place)
-            for file, place in zip(opened, self.files, strict=True)
+            for file, place in zip(opened, map(os.fspath, listed), strict=True)
             for name in file.keys()  # noqa: SIM118 (no mapping)
         }
         self.names = sorted(self._places)
@@ -128,13 +141,13 @@ class _Tensors(Source):
         file, path = self._places[name]
         dtype = self.dtype(name)
         with naming(_NO_TENSORS):
-            if not dtype.name.startswith("float8"):
+            if not dtype.name.startswith(("float8", "float4")):
                 return file.get_tensor(name)
             # The library leaves these to NumPy, which does not have them.
             start, header = self._header(path)
             first, end = header[name]["data_offsets"]
             data = np.fromfile(path, np.uint8, end - first, offset=start + first)
-            return data.view(dtype).reshape(self.shape(name))
+            return from_bytes(Tensor(NAMES[dtype.name], self.shape(name)), data)
 
 
 def _opened(path: str, listed: set[str] | None) -> Any:

@@ -212,8 +212,8 @@ def cells(row: Row) -> tuple[str | Text, ...]:
         Text(printable(name)),  # no markup
         shape,
         row.rule,
-        f"{row.bits_per_weight:.3f}",
-        f"{row.ratio:.1f}",
+        f"{row.bits_per_weight:.3f}" if row.weights else "",
+        f"{row.ratio:.1f}" if row.bits else "",
         "" if row.error is None else f"{row.error:.4f}",
         "" if row.codewords_used is None else f"{row.codewords_used:.0%}",
         "" if row.worst is None else f"{row.worst:.4f}",

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
+from ssvq_jax.export.container import Container
 from tests.export.test_streaming import formula
 from tests.shared import shared
 
@@ -188,7 +189,92 @@ def test_shards_give_the_bytes_of_the_whole(torch_checkpoint, tmp_path, ssvq_com
     packed = [tmp_path / f"{i}.ssvq.safetensors" for i in range(3)]
     for source, out in zip((path, folder, index), packed, strict=True):
         assert ssvq_command("compress", source, out)[0] == 0
-    assert len({out.read_bytes() for out in packed}) == 1
+    contents = [Container(out) for out in packed]
+    for name in contents[0].tensors.keys() - {"ssvq_jax.hashes"}:
+        assert len({found.read(name).tobytes() for found in contents}) == 1
+    # What the original's files were is all that differs.
+    described = [ssvq.load(out, lazy=True).metadata["source"] for out in packed]
+    assert [x.pop("shards", None) is None for x in described] == [True, False, False]
+    assert described[0] == described[1] == described[2]
+    assert packed[1].read_bytes() == packed[2].read_bytes()
     assert ssvq_command("verify", packed[0], "--against", folder)[0] == 0
     status, _, error = ssvq_command("compress", folder, folder / "model-0.safetensors")
     assert status == 2 and "is the source" in " ".join(error.split())
+
+
+def test_shards_there_and_back(torch_checkpoint, tmp_path, ssvq_command):
+    path, tensors = torch_checkpoint
+    folder, back = tmp_path / "shards", tmp_path / "back"
+    folder.mkdir()
+    back.mkdir()
+    places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
+    for place in set(places.values()):
+        part = {name: x for name, x in tensors.items() if places[name] == place}
+        save_file(part, folder / place, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "x.ssvq.safetensors"
+    assert ssvq_command("compress", folder, whole)[0] == 0
+    arguments = "compress", folder, out, "--max-shard-size", "4 KB"
+    assert ssvq_command(*arguments, "--json")[0] == 0
+    index = tmp_path / "x.ssvq.safetensors.index.json"
+    file = ssvq.load(index, lazy=True)
+    assert not out.exists() and len(file.files) > 3
+    for command in ("info", "verify"):
+        status, output, _ = ssvq_command(command, index)
+        assert status == 0 and (
+            " shards: " in " ".join(output.split()) or command != "info"
+        )
+    assert ssvq_command("diff", index, whole)[0] == 0
+    assert ssvq_command("verify", index, "--against", folder)[0] == 0
+    assert ssvq_command("report", index, "--html", tmp_path / "x.html", "-q")[0] in (
+        0,
+        2,
+    )
+    assert ssvq_command("decode", index, back)[0] == 0
+    assert {x.name for x in back.iterdir()} == {x.name for x in folder.iterdir()}
+    for place in places.values():
+        assert load_file(back / place).keys() == load_file(folder / place).keys()
+    assert ssvq_command("diff", back, whole)[0] == 0
+    assert ssvq_command("decode", index, tmp_path / "one.safetensors")[0] == 0
+    assert ssvq_command("diff", back, tmp_path / "one.safetensors")[0] == 0
+    assert ssvq_command("compress", path, whole)[0] == 0  # no shards: one file
+    (back / "model.safetensors.index.json").unlink()
+    assert ssvq_command("decode", whole, back)[0] == 0
+    assert ssvq_command("diff", back, whole)[0] == 0
+
+
+@pytest.mark.parametrize("size", ["", "much", "-1", "1.5XB", "0", "1e9"])
+def test_sizes_that_are_none(size, torch_checkpoint, tmp_path, ssvq_command):
+    path, _ = torch_checkpoint
+    arguments = "compress", path, tmp_path / "x", f"--max-shard-size={size}"
+    status, _, error = ssvq_command(*arguments)
+    assert status == 2 and "expected bytes" in error
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        {"../x.safetensors": ["w"]},
+        {"/tmp/x.safetensors": ["w"]},
+        {"..": ["w"]},
+        {"x": ["w"]},
+        {"x.safetensors": []},
+        {"x.safetensors": ["w", "w"]},
+        {"x.safetensors": ["w"], "y.safetensors": ["w"]},
+        {"x.safetensors": "w", "y.safetensors": ["v"]},
+        {"x.safetensors": 3},
+        {"x.safetensors": [3]},
+        ["x.safetensors"],
+        "x.safetensors",
+    ],
+    ids=str,
+)
+def test_files_of_an_original_are_checked(shards, tmp_path, ssvq_command):
+    path, back = tmp_path / "x", tmp_path / "back"
+    back.mkdir()
+    ssvq.save(path, {"w": np.ones(3)}, metadata={"source": {"shards": shards}})
+    status, _, error = ssvq_command("decode", path, back)
+    assert status == 2 and "the shards of its original" in " ".join(error.split())
+    assert not any(back.iterdir()) and {*tmp_path.iterdir()} == {path, back}

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 import ssvq_jax as ssvq
 from ssvq_jax.cli.inspect import relative_error
-from ssvq_jax.export.container import Container, Tensor, header_bytes
+from ssvq_jax.export.container import Container, Tensor, bits_of, header_bytes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -85,12 +85,12 @@ def test_output_loads_in_pytorch(torch_checkpoint, tmp_path, ssvq_command):
             assert torch.equal(restored[name], values)
 
 
-@pytest.mark.parametrize("dtype", ["C64", "F8_E4M3", "F8_E5M2", "F8_E8M0"])
+@pytest.mark.parametrize("dtype", ["C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
 def test_dtypes_that_are_kept_come_back(dtype, tmp_path, rng, ssvq_command):
     path, packed, out = (tmp_path / name for name in "abc")
     weight = rng.normal(size=(64, 64)).astype("f4")
     kept = np.full((4, 64 * 64), 0x38, np.uint8)
-    shape = (4, kept.size // 4 // (8 if dtype == "C64" else 1))
+    shape = (4, 8 * kept.size // 4 // bits_of(dtype))
     header = header_bytes({"x": Tensor(dtype, shape), "w": Tensor("F32", (64, 64))}, {})
     path.write_bytes(header + kept.tobytes() + weight.tobytes())
     assert ssvq_command("compress", path, packed)[0] == 0

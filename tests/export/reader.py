@@ -47,6 +47,8 @@ def read(path):
     for name, content in tensors.items():
         dtype, shape = header[name]["dtype"], header[name]["shape"]
         decoded[name] = dtype, shape, numbers(content, dtype)
+    for name, to in description.get("ties", {}).items():
+        decoded[name] = decoded[to]
     return decoded
 
 

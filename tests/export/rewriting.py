@@ -5,8 +5,7 @@ import pathlib
 
 from safetensors.numpy import load_file
 
-from ssvq_jax.export import file as packed_file
-from ssvq_jax.export.container import NAMES, Tensor, header_bytes
+from ssvq_jax.export.container import NAMES, Tensor, hash_of, header_bytes
 
 HASHES = "ssvq_jax.hashes"
 
@@ -35,7 +34,7 @@ def put_together(path, description, tensors, text=None):
     text = json.dumps(description) if text is None else text
     header = header_bytes(sizes, {"ssvq_jax": text})
     contents = [tensors[name].tobytes() for name in names if name != HASHES]
-    digests = [packed_file._hash(content) for content in [header, *contents]]
+    digests = [hash_of(content) for content in [header, *contents]]
     contents.insert(names.index(HASHES), b"".join(digests))
     pathlib.Path(path).write_bytes(header + b"".join(contents))
 
@@ -59,7 +58,7 @@ def repaired(data):
             for name, (start, stop) in spans.items()
         }
         contents = [part for name, part in parts.items() if name != HASHES]
-        digests = [packed_file._hash(x) for x in (data[: 8 + length], *contents)]
+        digests = [hash_of(x) for x in (data[: 8 + length], *contents)]
         place = 8 + length + spans[HASHES][0]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None

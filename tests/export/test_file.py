@@ -64,7 +64,7 @@ def test_load_gives_the_finalized_tree_bit_for_bit(codec, tmp_path, rng, key):
 
 def test_what_is_not_compressed_comes_back_as_it_was(tmp_path):
     dtypes = ("f4", "f2", "f8", "bfloat16", "i1", "i8", "u2", "bool", "c8")
-    dtypes += ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
+    dtypes += ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn")
     tree = {
         "dtypes": {name: np.ones((2, 3), jnp.dtype(name)) for name in dtypes},
         "list": [np.float32(1.5), (np.arange(3), None)],

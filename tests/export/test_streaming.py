@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
-from ssvq_jax.export import container
-from ssvq_jax.export import file as packed_file
+from ssvq_jax.export import container, description
 
 
 def _tree(rng, key, codec):
@@ -63,15 +62,15 @@ def test_a_large_file_is_opened_and_read_in_no_memory(tmp_path):
     tensors = {"large": container.Tensor("F32", large)}
     tensors["small"] = container.Tensor("F32", small)
     tensors["ssvq_jax.hashes"] = container.Tensor("U8", (24,))
-    description = packed_file.Description([], {}, {}).to_json()
-    header = container.header_bytes(tensors, {"ssvq_jax": description})
+    text = description.Description([], {}, {}).to_json()
+    header = container.header_bytes(tensors, {"ssvq_jax": text})
     values = np.ones(small, np.float32)
     path = tmp_path / "x"
     with open(path, "wb") as file:
         file.write(header)
         file.seek(4 * math.prod(large), os.SEEK_CUR)
         file.write(values.tobytes())
-        digests = [packed_file._hash(header), bytes(8), packed_file._hash(values)]
+        digests = [container.hash_of(header), bytes(8), container.hash_of(values)]
         file.write(b"".join(digests))
     assert path.stat().st_size > 10e9
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -101,11 +100,11 @@ def test_memory_maps_are_written_one_by_one(tmp_path):
         "    return int(status.split('RssAnon:')[1].split()[0])\n"
         "ssvq.save  # imports the library, which is not what is measured\n"
         "before = anonymous()\n"
-        "write, most = ssvq.export.file._write, [0]\n"
-        "def measured(file, array):\n"
+        "hash_of, most = ssvq.export.saving.hash_of, [0]\n"
+        "def measured(data):\n"
         "    most[0] = max(most[0], anonymous() - before)\n"
-        "    return write(file, array)\n"
-        "ssvq.export.file._write = measured\n"
+        "    return hash_of(data)\n"
+        "ssvq.export.saving.hash_of = measured\n"
         "ssvq.save(folder / 'x', tree)\n"
         "print(most[0])\n"
     )

@@ -1,0 +1,265 @@
+"""Packed files in shards, and parameters stored once under several names."""
+
+import copy
+import json
+import pathlib
+import random
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssvq_jax as ssvq
+from ssvq_jax.export import FormatError, container, shards
+from ssvq_jax.export.names import original_name
+from ssvq_jax.reader import Reader
+from tests.export import reader
+from tests.export.rewriting import put_together, take_apart
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def tree():
+    """All kinds of containers, a stack over several shards, and ties."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    weights = [jnp.asarray(rng.normal(size=(16, 8)), "f4") for _ in range(5)]
+    rules = [ssvq.Rule("stack", ssvq.VQ(4, 4), stack=1)]
+    rules += [
+        ssvq.Rule(".*kernel", ssvq.SSVQ(4, 8)),
+        ssvq.Rule("l/.*", ssvq.Uniform(2)),
+    ]
+    params = {
+        "a/b": {"kernel": weights[0], "bias": np.arange(8.0)},
+        "l": [weights[1], (weights[2], None)],
+        "stack": jnp.stack(weights[3:]),
+    }
+    packed = ssvq.finalize(ssvq.compress(params, rules, key=key))
+    packed["tied"] = {"~x": packed["a/b"]["kernel"], "bias": packed["a/b"]["bias"]}
+    return packed
+
+
+def test_shards_are_the_tree(tree, tmp_path):
+    whole = tmp_path / "model.ssvq.safetensors"
+    assert ssvq.save(whole, tree, max_shard_size=10**6) == whole
+    index = ssvq.save(whole, tree, metadata={"n": [1]}, max_shard_size=100)
+    assert index.name == "model.ssvq.safetensors.index.json"
+    expected = ssvq.decode(ssvq.load(whole))
+    file = ssvq.load(index, lazy=True)
+    assert file.metadata == {"n": [1]}
+    chex.assert_trees_all_equal_structs(file.tree(), tree)
+    chex.assert_trees_all_equal(ssvq.decode(file.tree()), expected)
+    chex.assert_trees_all_equal(ssvq.decode(tree), expected)
+    assert ssvq.load(index)["tied"]["~x"] is not None
+    found = Reader(index)
+    assert list(found) and found.metadata == {"n": [1]}
+    *paths, last = file.files
+    assert last == str(index) and len(paths) == len({*paths}) > 3
+    seen = {}
+    for i, path in enumerate(paths, 1):
+        assert path.endswith(f"model-{i:05}-of-{len(paths):05}.ssvq.safetensors")
+        part = ssvq.load(path, lazy=True)
+        stored = {n: part.tensors[n].nbytes for n in part if n not in part.ties}
+        assert sum(stored.values()) <= 100 or len(stored) == 1
+        seen.update({original_name(n): v for n, v in Reader(path).items()})
+        for name, (_, shape, values) in reader.read(path).items():
+            array = found[original_name(name)]
+            np.testing.assert_array_equal(array, np.reshape(values, shape))
+    assert seen.keys() == found.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, seen[name])
+    assert file.nbytes == sum(pathlib.Path(x).stat().st_size for x in file.files)
+
+
+def test_what_is_one_object_is_stored_once(tree, tmp_path):
+    separate = {**tree, "tied": copy.deepcopy(tree["tied"])}
+    sizes = []
+    for name, saved in (("once", tree), ("twice", separate)):
+        ssvq.save(tmp_path / name, saved)
+        file = ssvq.load(tmp_path / name, lazy=True)
+        sizes.append(
+            sum(x.nbytes for n, x in file.tensors.items() if n not in file.ties)
+        )
+        chex.assert_trees_all_equal(ssvq.load(tmp_path / name), tree)
+        assert Reader(tmp_path / name).keys() == {original_name(n) for n in file}
+    kernel = tree["a/b"]["kernel"].bits // 8
+    assert sizes[1] - sizes[0] == kernel + tree["a/b"]["bias"].nbytes
+    loaded = ssvq.load(tmp_path / "once")
+    assert loaded["tied"]["~x"] is loaded["a/b"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([], []),
+        ([5], ["a"]),
+        ([1, 1, 1], ["abc"]),
+        ([1, 1, 2], ["ab", "c"]),
+        ([9, 1, 1, 9], ["a", "bc", "d"]),
+        ([0, 3, 0, 1], ["abc", "d"]),
+    ],
+)
+def test_groups(sizes, groups):
+    found = shards.split(dict(zip("abcd", sizes, strict=False)), 3)
+    assert found == [list(x) for x in groups]
+
+
+@pytest.mark.parametrize(
+    ("name", "shard"),
+    [
+        ("a.ssvq.safetensors", "a-00002-of-00003.ssvq.safetensors"),
+        ("a-3.2.safetensors", "a-3.2-00002-of-00003.safetensors"),
+        ("a.b", "a-00002-of-00003.b"),
+        ("a", "a-00002-of-00003"),
+    ],
+)
+def test_names(name, shard):
+    assert shards.shard_of(pathlib.Path("x", name), 1, 3) == pathlib.Path("x", shard)
+
+
+def test_the_example_in_the_specification(tmp_path):
+    page = pathlib.Path(container.__file__).with_name("FORMAT.md").read_text()
+    shown = re.findall(r"```json\n(.*?)```", page, re.DOTALL)[1]
+    index = GOLDEN / "example4.ssvq.safetensors.index.json"
+    assert json.loads(shown) == json.loads(index.read_text())
+    tree = ssvq.load(index)
+    assert tree["copy"] is tree["kernel"]
+    example = ssvq.load(GOLDEN / "example1.ssvq.safetensors")
+    chex.assert_trees_all_equal(tree, {**example, "copy": example["kernel"]})
+    again = ssvq.save(tmp_path / "example4.ssvq.safetensors", tree, max_shard_size=16)
+    for path in map(pathlib.Path, ssvq.load(again, lazy=True).files):
+        assert path.read_bytes() == (GOLDEN / path.name).read_bytes()
+
+
+def _index(tmp_path, tree):
+    path = tmp_path / "x.safetensors"
+    return ssvq.save(path, tree, max_shard_size=100)
+
+
+def _refused(path, match="", error=FormatError):
+    with pytest.raises(error, match=f"{path.name}.*{match}"):
+        ssvq.load(path)
+    with pytest.raises((ValueError, OSError)):
+        dict(Reader(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x: x["ssvq_jax"].update(version=2), "version: expected 1"),
+        (lambda x: x["ssvq_jax"].update(version=True), "version: expected 1"),
+        (lambda x: x["ssvq_jax"].update(more=1), "expected version, containers"),
+        (lambda x: x["ssvq_jax"].pop("shards"), "expected version, containers"),
+        (lambda x: x["ssvq_jax"].update(shards=[]), "expected mappings"),
+        (lambda x: x["ssvq_jax"].update(metadata=3), "expected mappings"),
+        (lambda x: x["ssvq_jax"]["shards"].popitem(), "expected a hash of each"),
+        (lambda x: x["ssvq_jax"]["shards"].update(y="00"), "expected a hash of each"),
+        (lambda x: x.update(ssvq_jax=1), "expected a mapping"),
+        (lambda x: x["weight_map"].popitem(), ""),
+        (lambda x: x["weight_map"].clear(), "expected names"),
+        (lambda x: x["weight_map"].update({"l/0": "../x"}), "no file beside the index"),
+    ],
+)
+def test_a_wrong_index_is_refused(change, match, tree, tmp_path):
+    path = _index(tmp_path, tree)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    _refused(path, match)
+
+
+def test_containers_and_sizes_of_an_index_are_checked(tree, tmp_path):
+    path = _index(tmp_path, tree)
+    text = path.read_text()
+    for old, new, match in (
+        ('"list"', '"int"', ""),
+        ('"list"', '"lisp"', "unknown container"),
+        ('"total_size": ', '"total_size": 1', "total_size"),
+    ):
+        path.write_text(text.replace(old, new))
+        if match:
+            with pytest.raises(FormatError, match=match):
+                ssvq.load(path)
+    path.write_text(text.replace('"ssvq_jax"', '"other"'))
+    _refused(path, "shards that are not packed")
+
+
+def test_shards_of_another_file_are_refused(tree, tmp_path):
+    path = _index(tmp_path, tree)
+    other = tmp_path / "other"
+    other.mkdir()
+    ssvq.save(other / "x.safetensors", tree, alignment=64, max_shard_size=100)
+    file = pathlib.Path(ssvq.load(path, lazy=True).files[0])
+    whole = file.read_bytes()
+    for content in ((other / file.name).read_bytes(), whole[:-1], b""):
+        file.write_bytes(content)
+        _refused(path, file.name if content else "")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="1 of . shards are missing"):
+        ssvq.load(path)
+    # Interrupted anew: without an index, not with one of other shards.
+    file.mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        ssvq.save(tmp_path / "x.safetensors", tree, max_shard_size=100)
+    assert not path.exists()
+
+
+def test_200_damaged_indices(tree, tmp_path):
+    path = _index(tmp_path, tree)
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 4))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data)
+        for read, errors in (
+            (ssvq.load, (FormatError, FileNotFoundError)),
+            (Reader, (ValueError, OSError)),
+        ):
+            try:
+                found = read(path)
+            except errors:
+                continue
+            # Metadata and kinds of containers are not hashed; values are.
+            names = ssvq.load(path, lazy=True) if read is ssvq.load else found
+            assert len(names) == 8
+
+
+@pytest.mark.parametrize(
+    ("ties", "match"),
+    [
+        ({"c": "d", "d": "c"}, "c: not tied to a parameter"),
+        ({"c": "c"}, "c: not tied"),
+        ({"b": "a/kernel"}, "b: not tied"),
+        ({"c": "ssvq_jax.hashes"}, "c: not tied"),
+        ({"c": 1}, "ties: expected names"),
+        ({"c": ["b"]}, "ties: expected names"),
+        ({"a//c": "b"}, "without control characters"),
+        ({"a": "b"}, "a: both a parameter and a container|lies in"),
+        ([], "ties: expected names"),
+        (None, "ties: expected names"),
+        *(
+            ({f"x{i}": f"x{(i + 1) % n}" for i in range(n)}, "not tied")
+            for n in (3, 99)
+        ),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_wrong_ties_are_refused(ties, match, saved):
+    path, _ = saved
+    description, tensors = take_apart(path)
+    put_together(path, {**description, "ties": ties}, tensors)
+    with pytest.raises(FormatError, match=match):
+        ssvq.load(path)
+    if "contain" not in match and "control" not in match:  # names alone matter to it
+        with pytest.raises(ValueError, match="no packed file"):
+            Reader(path)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_shards_of_no_bytes(size, tree, tmp_path):
+    with pytest.raises(ValueError, match="max_shard_size: expected bytes"):
+        ssvq.save(tmp_path / "x", tree, max_shard_size=size)
