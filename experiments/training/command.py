@@ -12,10 +12,11 @@ from rich.table import Table
 
 from experiments.training import config, dry_run, records
 from experiments.training.devices import Devices, Parallel
-from experiments.training.export import curve
+from experiments.training.export import PACKED, curve
 from experiments.training.log import read
 from experiments.training.run import Execution, run
 from experiments.training.terminal import Flag, bars
+from ssvq_jax.cli.report import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def execute(options: Options, compressing: bool) -> None:
     with bars(console) as progress:
         for name, experiment in runs.items():
             results[name] = run(experiment, folder / name, execution, progress)
+            if jax.process_index() == 0:
+                _draw(folder / name)
     if jax.process_index() == 0:
         console.print(_table(runs, results))
         if options.results is not None:
@@ -121,6 +124,14 @@ def execute(options: Options, compressing: bool) -> None:
             f"Loss or parameters were not finite in {', '.join(diverged)}: lower the "
             f"learning rates, and delete these runs in {folder}"
         )
+
+
+def _draw(folder: pathlib.Path) -> None:
+    """The page of a compressed run: where its bytes and errors are, and its signs."""
+    packed, page, log = (folder / x for x in (PACKED, "report.html", "metrics.jsonl"))
+    if packed.exists() and not page.exists():
+        signed = any("flipped" in line for line in read(log))
+        report(packed, html=page, log=log if signed else None, quiet=True)
 
 
 def _selected(

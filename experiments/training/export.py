@@ -16,6 +16,9 @@ from experiments.tasks import Task
 from experiments.training.records import Record, pack
 from ssvq_jax.checkpoint import Checkpoint
 
+PACKED = "model.ssvq.safetensors"
+"""Name of the file of a compressed run."""
+
 
 class DivergedError(ArithmeticError):
     """A loss or parameters that are not finite, and the step."""
@@ -52,7 +55,7 @@ def export(folder: pathlib.Path, final: Any, statistics: Any) -> int:
       RuntimeError: A file that does not give back the parameters bit for bit.
     """
     compressed = ssvq.report(final).compressed.weights > 0
-    file = folder / f"model{'.ssvq' if compressed else ''}.safetensors"
+    file = folder / (PACKED if compressed else "model.safetensors")
     checkpoint.save(file, final, statistics)
     stored = Checkpoint(file)
     for keys, value in nnx.traversals.flatten_mapping(ssvq.decode(final)).items():

@@ -212,7 +212,6 @@ class Compressed(abc.ABC):
         """
         return None
 
-    @abc.abstractmethod
     def choose(
         self,
         targets: Float[Array, "n d"],
@@ -221,17 +220,26 @@ class Compressed(abc.ABC):
         importance: Float[Array, "n d"] | None = None,
         valid: Bool[Array, "n d"] | None = None,
     ) -> Choice:
-        """The best codes for blocks of weights, in units of `scales`: see `nearest`."""
+        """The best codes for blocks of weights, in units of `scales`: see `nearest`.
 
-    @abc.abstractmethod
+        This, `chosen` and `put` are for `assign` and calibration; without them a codec
+        has all else.
+        """
+        raise self._fixed()
+
     def chosen(self, choice: Choice) -> Float[Array, "*n d"]:
         """The blocks that a choice stands for, in units of `scales`."""
+        raise self._fixed()
 
-    @abc.abstractmethod
     def put(
         self, codes: Int[Array, "*grid"], factors: Float[Array, "*shape"] | None
     ) -> "Compressed":
         """The node with these codes, and factors of every weight; without latents."""
+        raise self._fixed()
+
+    def _fixed(self) -> Exception:
+        codec = type(self.codec).__name__
+        return NotImplementedError(f"{codec} chooses no codes: it has no `choose`")
 
     def like(self, node: Any, weight: Float[Array, "*shape"]) -> "Compressed":
         """What `put` gave, with the latents that `node` has; they decode to the same.

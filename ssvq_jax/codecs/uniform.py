@@ -74,7 +74,7 @@ class Uniform(Codec):
 
     def encode(self, weight, *, key, importance, axis):
         del key  # nothing is drawn
-        latent = weight.astype(jnp.float32)
+        latent = jnp.array(weight, jnp.float32, copy=True)  # steps may donate it
         whole = replicate(latent)
         if importance is None:
             importance = jnp.ones_like(whole)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from ssvq_jax.codecs import Compressed, is_compressed
+from ssvq_jax.codecs import CODECS, Compressed, is_compressed
 from ssvq_jax.export import shards
 from ssvq_jax.export.container import (
     HASH_BYTES,
@@ -220,6 +220,13 @@ def _entry(name: str, node: Compressed) -> Entry:
         node.check()
         dtype = jnp.dtype(node.dtype).name
         entry = Entry(node.codec, dtype, node.axis, tuple(node.shape))
+        codec = type(node.codec)
+        if CODECS.get(codec.__name__) is not codec:
+            raise ValueError(
+                f"{codec.__name__}: no file could be read with it: the format has "
+                f"{', '.join(CODECS)}; add it to ssvq_jax.codecs.CODECS, where it is "
+                "read, too"
+            )
         entry.check()
         return entry
     except ValueError as error:

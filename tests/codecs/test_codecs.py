@@ -302,3 +302,56 @@ def test_flax_serialization(codec, key):
         chex.assert_trees_all_equal(serialization.from_bytes(blank, data), part)
     with pytest.raises(ValueError, match="expected .*codes"):
         serialization.from_state_dict(ssvq.finalize(tree), {"k": {}})
+
+
+def test_a_codec_of_one_s_own_needs_no_choosing(tmp_path):
+    """It compresses and decodes; what it lacks is named."""
+
+    class Kept(ssvq.Codec):
+        def encode(self, weight, *, key, importance, axis):
+            own = {"shape": weight.shape, "dtype": weight.dtype, "axis": axis}
+            return KeptWeight(codec=self, **own, weight=weight)
+
+        def fields(self, shape, axis):
+            return ()
+
+        def restore(self, shape, dtype, axis, stored):
+            raise AssertionError
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+    class KeptWeight(ssvq.Compressed):
+        weight: jax.Array
+
+        @property
+        def grid_leaf(self):
+            return self.weight
+
+        def shapes(self):
+            return {"weight": self.shape}
+
+        def values(self, dtype):
+            return self.weight
+
+        def finalize(self):
+            return self
+
+        def stored(self):
+            return {}
+
+    weight = jnp.ones((8, 4))
+    node = ssvq.encode(Kept(), weight, key=jax.random.key(0))
+    assert (ssvq.decode({"w": node})["w"] == weight).all()
+    with pytest.raises(NotImplementedError, match="Kept chooses no codes"):
+        node.choose(weight)
+    with pytest.raises(ValueError, match="w: Kept: no file could be read with it"):
+        ssvq.save(tmp_path / "x", {"w": node})
+    del ssvq.Compressed.classes["KeptWeight"]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_steps_may_donate_what_is_compressed(codec, key):
+    weight = jax.random.normal(key, (48, 32))
+    trainable, _ = ssvq.partition(ssvq.encode(codec, weight, key=key))
+    jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)(trainable)
+    assert jnp.isfinite(weight).all()

@@ -199,6 +199,8 @@ def test_a_diverging_run_is_told_and_the_others_go_on(tmp_path, monkeypatch, cap
     assert list(found) == ["vq-inf", "vq-low"]
     assert found["vq-inf"]["diverged"] == 2
     assert found["vq-low"]["curve"][-1]["step"] == found["vq-low"]["steps"] == 2
+    page = tmp_path / "runs" / "rates" / "vq-low" / "report.html"
+    assert "frozen signs" in page.read_text()
     # One run alone renews its own line.
     path = results / "rates.jsonl"
     records.write(path, {name: {**x, "old": True} for name, x in found.items()})
