@@ -104,7 +104,7 @@ def freeze_signs(
       TypeError, ValueError: An option of the wrong type or out of range; in `update`,
         missing parameters or trees whose structure is not the optimizer's.
 
-    Example:
+    Examples:
       >>> import optax, ssvq_jax as ssvq
       >>> threshold = optax.cosine_decay_schedule(0.1, decay_steps=5000, alpha=0.1)
       >>> tx = optax.chain(

@@ -41,7 +41,7 @@ def compress(
     Raises:
       TypeError, ValueError: As `ssvq_jax.compress`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.linen
       >>> from flax import linen as nn
       >>> model = nn.Dense(32)
@@ -113,7 +113,7 @@ def calibrate(
     Raises:
       TypeError, ValueError: As `ssvq_jax.calibrate`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.linen
       >>> from flax import linen as nn
       >>> model, x = nn.Dense(32), jnp.ones((8, 64))
@@ -159,7 +159,7 @@ def update_batch_stats(
       ValueError: No batch norms; no batches; NaN or infinity in the statistics of a
         batch; a layer whose statistics `apply` does not update. The layer is named.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.linen
       >>> from flax import linen as nn
       >>> model = nn.BatchNorm(use_running_average=False, momentum=0.5)

@@ -43,7 +43,7 @@ class CompressedModule(nnx.Module):
     Raises:
       ValueError: Paths or shapes that are not those of the module's parameters.
 
-    Example:
+    Examples:
       >>> import jax, optax, ssvq_jax as ssvq, ssvq_jax.nnx
       >>> from flax import nnx
       >>> float_model = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
@@ -186,7 +186,7 @@ def calibrate(
     Raises:
       TypeError, ValueError: As `ssvq_jax.calibrate`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.nnx
       >>> from flax import nnx
       >>> module = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
@@ -224,7 +224,7 @@ def update_batch_norm(module: nnx.Module, batches: Iterable[Any]) -> None:
       ValueError: No batch norms; no batches; NaN or infinity in the statistics of a
         batch; a layer that a call does not update. The layer is named.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, ssvq_jax as ssvq, ssvq_jax.nnx
       >>> from flax import nnx
       >>> model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))

@@ -72,7 +72,7 @@ class Reader(Mapping[str, np.ndarray]):
       ValueError: A file that is truncated, altered, or none of ours; also when a tensor
         is asked for.
 
-    Example:
+    Examples:
       >>> import jax, pathlib, tempfile, ssvq_jax as ssvq
       >>> from ssvq_jax.reader import Reader
       >>> weight = jax.random.normal(jax.random.key(0), (64, 64))

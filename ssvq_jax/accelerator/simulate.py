@@ -66,7 +66,7 @@ def simulate(
       TypeError, ValueError: Weights that do not match the workload; a buffer that is
         smaller than a tile, a codebook that is larger than its registers.
 
-    Example:
+    Examples:
       >>> from ssvq_jax import SSVQ, accelerator as acc
       >>> deit, config = acc.workloads.deit_tiny(), acc.presets["edge"]
       >>> int8, ssvq = (acc.simulate(deit, config, w) for w in ("int8", SSVQ(16, 8)))

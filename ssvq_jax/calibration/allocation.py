@@ -141,7 +141,7 @@ def allocate(
         other shapes, or of no parameter at all; a divergence that is negative or not
         finite.
 
-    Example:
+    Examples:
       >>> import jax, ssvq_jax as ssvq
       >>> keys = jax.random.split(jax.random.key(0))
       >>> params = {

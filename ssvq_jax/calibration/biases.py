@@ -38,7 +38,7 @@ def correct_biases(compressed: Any, params: Any, moments: Moments) -> Any:
       ValueError: A parameter or a bias whose shape is not that of the moments, a bias
         that is compressed itself, a parameter that `params` lacks; with its path.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
       >>> params = {"kernel": jnp.array([[0.6], [0.2]]), "bias": jnp.zeros(1)}
       >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0]])

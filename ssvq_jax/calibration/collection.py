@@ -59,7 +59,7 @@ def calibrate(
         its parameter and the number of the batch; a rule that matches no path; an
         unknown form.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, ssvq_jax as ssvq
       >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
       >>> def apply(params, x):

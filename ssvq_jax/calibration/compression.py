@@ -47,7 +47,7 @@ def compress(
         path before it; a rule that matches no path; importance for a path that does
         not exist; moments of which none is of a parameter.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
       >>> params = {"dense": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
       >>> rules = [ssvq.Rule(r".*/kernel", ssvq.SSVQ(codewords=4))]

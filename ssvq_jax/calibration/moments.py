@@ -219,7 +219,7 @@ class Moments(Mapping[str, Moment]):
         (`ssvq_jax.correct_biases`) or a batch norm that is taken anew. The means stay
         as they are. Rounding leaves nothing negative on the diagonals.
 
-        Example:
+        Examples:
           >>> import jax.numpy as jnp, ssvq_jax as ssvq
           >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0]])
           >>> moments = ssvq.calibrate(lambda w, x: x @ w, jnp.ones((2, 3)), [x])

@@ -67,7 +67,7 @@ def refine(
         this damping, by path; moments of which none is of a parameter; damping or
         sweeps out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
       >>> key = jax.random.key(0)
       >>> params = {"kernel": jax.random.normal(key, (32, 64))}

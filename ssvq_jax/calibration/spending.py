@@ -29,7 +29,7 @@ def spend(choices: Sequence[Choices], budget: int) -> list[int]:
     Raises:
       ValueError: Fewer bits than all of the cheapest options take.
 
-    Example:
+    Examples:
       >>> spend([[(2, 1.0), (4, 0.1)], [(2, 9.0), (4, 0.9)]], budget=6)
       [0, 1]
 

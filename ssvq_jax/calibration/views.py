@@ -79,7 +79,7 @@ def split(factors: Sequence[Factor], sizes: Sequence[int]) -> Dims | None:
       The factors of every axis; `None` if an axis would begin within a factor whose
       size it does not divide.
 
-    Example:
+    Examples:
       >>> split([Factor(0, 1, 12)], (3, 4))
       ((Factor(axis=0, stride=4, size=3),), (Factor(axis=0, stride=1, size=4),))
     """

@@ -44,7 +44,7 @@ def encode(
         negative or of another shape; an axis out of range; more codewords than
         blocks.
 
-    Example:
+    Examples:
       >>> import jax, ssvq_jax as ssvq
       >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
       >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))

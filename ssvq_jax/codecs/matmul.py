@@ -51,7 +51,7 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
       TypeError: A `compressed` that is no node, or an `x` that is not floating.
       ValueError: A weight that is not `(in, out)`; an `x` whose last axis is not `in`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq
       >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
       >>> node = ssvq.finalize(ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1)))

@@ -60,7 +60,7 @@ class SSVQ(CodebookCodec):
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
 
-    Example:
+    Examples:
       >>> SSVQ(codewords=16, block=8).describe()
       'SSVQ(16, 8)'
 

@@ -22,7 +22,7 @@ def pack_bits(bits: Bool[Array, "*grid d"]) -> UInt8[Array, "*grid bytes"]:
     Returns:
       uint8 array with the last axis divided by 8, upwards.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> pack_bits(jnp.array([True, False, True])).tolist()
       [5]
@@ -49,7 +49,7 @@ def unpack_bits(
       shape: Shape of the weight.
       axis: Non-negative axis that was cut.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> packed = jnp.array([[5]], jnp.uint8)  # one block, in one row
       >>> unpack_bits(packed, 4, (3,), 0).tolist()

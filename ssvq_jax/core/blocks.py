@@ -30,7 +30,7 @@ def contracted_axis(shape: tuple[int, ...]) -> int:
     Returns:
       A non-negative axis number.
 
-    Example:
+    Examples:
       >>> contracted_axis((192, 768)), contracted_axis((3, 3, 1, 32))
       (0, 3)
     """
@@ -50,7 +50,7 @@ def channel_axis(shape: tuple[int, ...], axis: int) -> int | None:
       shape: Shape of the weight.
       axis: Non-negative axis along which blocks run.
 
-    Example:
+    Examples:
       >>> channel_axis((192, 768), 0), channel_axis((1000, 64), 1)
       (1, 0)
     """
@@ -62,7 +62,7 @@ def channel_axis(shape: tuple[int, ...], axis: int) -> int | None:
 def channel_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """Shape in which one value per output channel broadcasts against the weight.
 
-    Example:
+    Examples:
       >>> channel_shape((3, 3, 16, 32), 2)
       (1, 1, 1, 32)
     """
@@ -73,7 +73,7 @@ def channel_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def grid_shape(shape: tuple[int, ...], block: int, axis: int) -> tuple[int, ...]:
     """Shape of the grid of blocks: `shape` with `axis` divided by `block`, upwards.
 
-    Example:
+    Examples:
       >>> grid_shape((27, 16), 8, 0)
       (4, 16)
     """

@@ -61,7 +61,7 @@ def fit_codebook(
       ValueError: Points that are not `(n, d)`, empty, NaN or infinite; `codewords`
         below 1 or above `n`; negative importance or one of another shape.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> points = jnp.array([[0.0, 0.0], [0.0, 1.0], [8.0, 8.0]])
       >>> codebook, codes, inertia = fit_codebook(points, 2, key=jax.random.key(0))

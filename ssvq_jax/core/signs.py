@@ -17,7 +17,7 @@ def split_signs(
       `(magnitude, sign)`, both of the weight's shape and dtype: `magnitude >= 0`,
       `sign` in {-1, +1} with `sign(0) = +1`, and `magnitude * sign == weight`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> magnitude, sign = split_signs(jnp.array([-0.5, 0.0, 2.0]))
       >>> magnitude.tolist(), sign.tolist()
@@ -38,7 +38,7 @@ def sign_ste(latent: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     Returns:
       Array of the latent's shape and dtype with values in {-1, +1}.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> jax.grad(lambda l: (3.0 * sign_ste(l)).sum())(jnp.array([-0.5, 0.0])).tolist()
       [3.0, 3.0]

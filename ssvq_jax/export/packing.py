@@ -21,7 +21,7 @@ def pack_integers(
       values: Non-negative integers below `2**bits`.
       bits: Width of a value, 0 to 32.
 
-    Example:
+    Examples:
       >>> pack_integers(np.array([1, 2, 3]), 4).tolist()
       [33, 3]
     """

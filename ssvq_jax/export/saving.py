@@ -73,7 +73,7 @@ def save(
         characters; more than 256 weights per stored byte; an alignment that is no
         power of two below 2^20; shards of no bytes.
 
-    Example:
+    Examples:
       >>> import jax, pathlib, tempfile, ssvq_jax as ssvq
       >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
       >>> rules = [ssvq.Rule("kernel", ssvq.SSVQ())]

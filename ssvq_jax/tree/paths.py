@@ -34,7 +34,7 @@ def is_box(x: Any) -> bool:
 def path_name(path: KeyPath) -> str:
     """The `/`-joined name of a key path.
 
-    Example:
+    Examples:
       >>> import jax
       >>> [(path, _)] = jax.tree.leaves_with_path({"blocks": [{"kernel": 1.0}]})
       >>> path_name(path)

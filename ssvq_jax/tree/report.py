@@ -115,7 +115,7 @@ def report(tree: Any, reference: Any = None) -> Report:
       ValueError: A reference without one of the compressed parameters, or with
         another shape.
 
-    Example:
+    Examples:
       >>> import jax, ssvq_jax as ssvq
       >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
       >>> rules = [ssvq.Rule("kernel", ssvq.SSVQ())]

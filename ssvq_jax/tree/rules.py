@@ -146,7 +146,7 @@ def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:
 def input_axis(path: str, shape: tuple[int, ...]) -> int:
     """The axis that a Flax layer contracts, by the name and shape of its parameter.
 
-    Example:
+    Examples:
       >>> input_axis("token/embedding", (1000, 64)), input_axis("mlp/kernel", (64, 256))
       (1, 0)
     """

@@ -32,7 +32,7 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
       ValueError: A node whose leaves have the wrong shape, or that has no integers,
         with its path.
 
-    Example:
+    Examples:
       >>> import jax, ssvq_jax as ssvq
       >>> weight = jax.random.normal(jax.random.key(0), (64, 32))
       >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))
@@ -78,7 +78,7 @@ def partition(tree: Any) -> tuple[Any, Any]:
       `(trainable, static)`, both of the tree's structure, with `None` in place of the
       leaves that the other one holds.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> trainable, static = partition({"w": jnp.ones(2), "codes": jnp.arange(2)})
       >>> trainable["codes"], static["w"]
@@ -116,7 +116,7 @@ def label_tree(tree: Any) -> Any:
     Returns:
       A tree of the same structure with a string for every leaf.
 
-    Example:
+    Examples:
       >>> import optax, ssvq_jax as ssvq
       >>> tx = optax.partition(
       ...     {
