@@ -15,6 +15,10 @@ from ssvq_jax.export.names import original_name
 from ssvq_jax.export.sources import Layout, open_source
 from ssvq_jax.tree import decode
 
+UPCAST = ("float8_e4m3fn", "float8_e5m2")
+"""Dtypes that are compressed as float32 and come back: `source` in the metadata of a
+packed file says of which weights."""
+
 
 class Checkpoint(Mapping[str, np.ndarray]):
     """A checkpoint, packed or not: its weights by their original names.
@@ -62,6 +66,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if len(self.stored) < len(packed):
             raise FormatError(f"{self.path}: two parameters of one original name")
         self.shards = source.get("shards", {})
+        upcast = source.get("upcast")
+        upcast = upcast if isinstance(upcast, dict) else {}
+        self._upcast = {k: v for k, v in upcast.items() if v in UPCAST}
 
     def __contains__(self, name: object) -> bool:
         return name in self.stored  # without reading it
@@ -75,8 +82,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         stored = self.stored[name]
         if self.packed is not None:
-            decoded = np.asarray(decode(self.packed[stored]))
-            return decoded.astype(self.dtype(name), copy=False)
+            decoded, dtype = np.asarray(decode(self.packed[stored])), self.dtype(name)
+            if dtype.name in UPCAST:  # what they cannot hold would be NaN
+                largest = float(jnp.finfo(dtype).max)
+                decoded = np.clip(decoded, -largest, largest)
+            return decoded.astype(dtype, copy=False)
         with naming(self.path, name):
             return self._source.read(stored)
 
@@ -91,7 +101,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
             with naming(self.path, name):
                 return self._source.dtype(stored)
         if stored in self.packed.entries:
-            return jnp.dtype(self.packed.entries[stored].dtype)
+            own = self.packed.entries[stored].dtype
+            return jnp.dtype(self._upcast.get(name, own))
         return jnp.dtype(DTYPES[self.packed.tensors[stored].dtype])
 
     def shape(self, name: str) -> tuple[int, ...]:

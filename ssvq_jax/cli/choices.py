@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssvq_jax.calibration import allocate
-from ssvq_jax.checkpoint import Checkpoint, digest
+from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.codecs import CODECS, MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.kmeans import Key
@@ -256,7 +256,7 @@ def _gains(codec: Codec, shape: tuple[int, ...], dtype: Any, axis: int) -> bool:
     """Whether a tensor can be compressed, and gets smaller."""
     if sum(n > 1 for n in shape) < 2:
         return False
-    if dtype.name not in ("float32", "float16", "bfloat16"):
+    if dtype.name not in ("float32", "float16", "bfloat16", *UPCAST):
         return False
     stored = sum(field.nbytes for field in codec.fields(shape, axis))
     return stored < dtype.itemsize * math.prod(shape) and codec.fits(shape, axis)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.checkpoint import Checkpoint, digest
+from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest
 from ssvq_jax.cli.choices import (
     METHODS,
     allocated,
@@ -70,11 +71,11 @@ def compress(
 ) -> int:
     """Compress a checkpoint, tensor by tensor.
 
-    Compressed is what --include matches and --exclude does not, is float32, float16 or
-    bfloat16, has at least two axes longer than 1 and --min-weights weights, and gets
-    smaller by it. Tensors that are equal are compressed and stored once, whatever
-    their names, from 4,096 numbers on. The rest is kept as it is; `ssvq info` lists
-    all of it.
+    Compressed is what --include matches and --exclude does not, is float32, float16,
+    bfloat16 or float8 (by way of float32), has at least two axes longer than 1 and
+    --min-weights weights, and gets smaller by it. Tensors that are equal are compressed
+    and stored once, whatever their names, from 4,096 numbers on. The rest is kept as it
+    is; `ssvq info` lists all of it.
 
     Args:
       source: Checkpoint: *.safetensors, the index of its shards,
@@ -179,7 +180,10 @@ def compress(
     report = Report.of(rows)
     if not report.compressed.weights:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")
-    described = {"layout": told, "metadata": checkpoint.metadata}
+    described: dict[str, Any] = {"layout": told, "metadata": checkpoint.metadata}
+    upcast = {name: checkpoint.dtype(name).name for name in chosen if name not in kept}
+    if upcast := {name: dtype for name, dtype in upcast.items() if dtype in UPCAST}:
+        described["upcast"] = upcast
     if checkpoint.shards:
         described["shards"] = checkpoint.shards
     packed = PackedFile(
@@ -226,6 +230,8 @@ def _encoded(
                 continue
             leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
             if rule is not None:
+                narrow = values.dtype.name in UPCAST
+                values = values.astype(np.float32) if narrow else values
                 weight = {name: jnp.asarray(values)}
                 own = None if moments is None or name not in moments else moments
                 try:

@@ -48,6 +48,7 @@ def decode(
         if parts := _parts(checkpoint):
             files = {out / name: names for name, names in parts.items()}
             index = shards.index_of(out / shards.WHOLE)
+        shards.require_no_links((*files, *filter(None, [index])))
     for target in (*files, index):
         if target is not None:
             check_target(checkpoint.files, target)

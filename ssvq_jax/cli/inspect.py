@@ -20,6 +20,8 @@ from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
 
+_SHOWN = 400  # characters of metadata
+
 
 def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
     """Show what is in a packed file. Reads its header only.
@@ -32,13 +34,16 @@ def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
     report = Report.of(file_row(packed, name) for name in packed)
     if json:
         contents = {**file_json(packed), **report_json(report)}
+        contents["metadata"] = packed.metadata
         print(json_text.dumps(contents, indent=1))
         return 0
     console = Console()
     console.print(report)
     describe_file(console, packed)
     if packed.metadata:
-        console.print(Text(f"Metadata: {json_text.dumps(packed.metadata)}"))
+        text = json_text.dumps(packed.metadata)
+        more = "" if len(text) <= _SHOWN else " ... (--json has all)"
+        console.print(Text(f"Metadata: {text[:_SHOWN]}{more}"))
     return 0
 
 

@@ -103,11 +103,12 @@ def save(
         _write(path, leaves, stored, text, alignment)
         return path
     index = shards.index_of(path)
+    files = [shards.shard_of(path, i, len(groups)) for i in range(len(groups))]
+    shards.require_no_links((index, *files))
     # Before its shards change: an index is there for what it says, or not at all.
     index.unlink(missing_ok=True)
     places, hashes, total = {}, {}, 0
-    for i, names in enumerate(groups):
-        file = shards.shard_of(path, i, len(groups))
+    for file, names in zip(files, groups, strict=True):
         part = {name: stored[name] for name in names}
         tied = {name: to for name, to in ties.items() if to in part}
         entries = [x for x in part.values() if isinstance(x, Entry)]

@@ -1,6 +1,7 @@
 """Shards: several files of one checkpoint and their index, as Hugging Face has them."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -113,6 +114,13 @@ def require_names(files: Iterable[str]) -> None:
     for file in files:
         if pathlib.Path(file).name != file or file in ("", ".."):
             raise FormatError(f"a shard that is no file beside the index: {file!r}")
+
+
+def require_no_links(paths: Iterable[pathlib.Path]) -> None:
+    """Raise `OSError` for a link: a file of another folder would change."""
+    for path in paths:
+        if path.is_symlink():
+            raise OSError(errno.EEXIST, "a link, no file of this folder", str(path))
 
 
 def index_of(path: pathlib.Path) -> pathlib.Path:

@@ -5,13 +5,16 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
-from ssvq_jax.export.container import Container
+from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.export import FormatError, container
+from ssvq_jax.export.container import Container, Tensor
 from tests.export.test_streaming import formula
 from tests.shared import shared
 
@@ -278,3 +281,57 @@ def test_files_of_an_original_are_checked(shards, tmp_path, ssvq_command):
     status, _, error = ssvq_command("decode", path, back)
     assert status == 2 and "the shards of its original" in " ".join(error.split())
     assert not any(back.iterdir()) and {*tmp_path.iterdir()} == {path, back}
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path, ssvq_command):
+    path, back, other = tmp_path / "x", tmp_path / "back", tmp_path / "other"
+    back.mkdir()
+    other.write_text("mine")
+    shards = {"x.safetensors": ["w"], "y.safetensors": ["v"]}
+    tree = {"w": np.ones(3), "v": np.zeros(2)}
+    ssvq.save(path, tree, metadata={"source": {"shards": shards}})
+    for name in ("x.safetensors", "model.safetensors.index.json"):
+        (back / name).symlink_to(other)
+        status, _, error = ssvq_command("decode", path, back)
+        assert status == 2 and "a link" in error
+        (back / name).unlink()
+    (tmp_path / "z-00002-of-00002").symlink_to(other)
+    with pytest.raises(OSError, match="a link"):
+        ssvq.save(tmp_path / "z", tree, max_shard_size=8)
+    assert other.read_text() == "mine" and not any(back.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_by_way_of_float32_and_back(dtype, tmp_path, rng, ssvq_command):
+    path, packed, out = (tmp_path / name for name in "abc")
+    dtype = jnp.dtype(dtype)
+    values = (60 * rng.normal(size=(96, 64))).astype(dtype)
+    tensor = Tensor(container.NAMES[dtype.name], values.shape)
+    header = container.header_bytes({"w": tensor}, {})
+    path.write_bytes(header + values.tobytes())
+    assert ssvq_command("compress", path, packed, "--channel-scale", "float16")[0] == 0
+    assert ssvq.load(packed, lazy=True).entries["w"].dtype == "float32"
+    assert ssvq_command("verify", packed, "--against", path)[0] == 0
+    assert ssvq_command("decode", packed, out)[0] == 0
+    back = Checkpoint(out)
+    assert back.dtype("w") == dtype
+    difference = back["w"].astype("f4") - values.astype("f4")
+    assert np.mean(difference**2) < 0.4 * np.mean(values.astype("f4") ** 2)
+
+
+def test_200_damaged_indices(tmp_path, rng):
+    path = tmp_path / "model.safetensors.index.json"
+    for name in "ab":
+        save_file({name: np.full((2, 3), ord(name), "f4")}, tmp_path / name)
+    whole = json.dumps({"metadata": {}, "weight_map": {"a": "a", "b": "b"}}).encode()
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in rng.integers(len(data), size=rng.choice([1, 1, 3])):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            found = Checkpoint(path)
+        except (FormatError, FileNotFoundError) as error:
+            assert str(path) in str(error)
+        else:
+            assert list(found) == ["a", "b"]
