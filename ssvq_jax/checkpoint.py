@@ -1,6 +1,8 @@
 """Checkpoints, packed or not: arrays by name, read when asked for."""
 
+import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +16,7 @@ from ssvq_jax.export.error import naming
 from ssvq_jax.export.names import original_name
 from ssvq_jax.export.sources import Layout, open_source
 from ssvq_jax.tree import decode
+from ssvq_jax.tree.report import NOT_COMPRESSED, Row
 
 UPCAST = ("float8_e4m3fn", "float8_e5m2")
 """Dtypes that are compressed as float32 and come back: `source` in the metadata of a
@@ -133,6 +136,24 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._checkpoint[self._name], dtype)
+
+
+def stored_row(packed: PackedFile, name: str) -> Row:
+    """A row of the report of a file, from its header alone."""
+    if name in packed.ties:
+        return tied_row(original_name(name), stored_row(packed, packed.ties[name]))
+    if name in packed.entries:
+        entry = packed.entries[name]
+        shape, rule, nbytes = entry.shape, entry.codec.describe(), entry.nbytes
+    else:
+        tensor = packed.tensors[name]
+        shape, rule, nbytes = tensor.shape, NOT_COMPRESSED, tensor.nbytes
+    return Row(original_name(name), shape, rule, math.prod(shape), 8 * nbytes)
+
+
+def tied_row(name: str, row: Row) -> Row:
+    """A row of what is stored under another name, which counts it."""
+    return dataclasses.replace(row, path=name, rule=f"= {row.path}", weights=0, bits=0)
 
 
 def digest(x: np.ndarray) -> bytes:

@@ -16,6 +16,7 @@ LIBRARY = {
     "ssvq_jax.linen": 4,
     "ssvq_jax.nnx": 4,
     "ssvq_jax.checkpoint": 4,
+    "ssvq_jax.page": 5,
     "ssvq_jax.accelerator": 4,
     "ssvq_jax.api": 5,  # the names that users import, and nothing else
     "ssvq_jax.reader": 0,  # alone

@@ -16,7 +16,8 @@ from experiments.training.export import PACKED, curve
 from experiments.training.log import read
 from experiments.training.run import Execution, run
 from experiments.training.terminal import Flag, bars
-from ssvq_jax.cli.report import report
+from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.page import page, read_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +129,11 @@ def execute(options: Options, compressing: bool) -> None:
 
 def _draw(folder: pathlib.Path) -> None:
     """The page of a compressed run: where its bytes and errors are, and its signs."""
-    packed, page, log = (folder / x for x in (PACKED, "report.html", "metrics.jsonl"))
-    if packed.exists() and not page.exists():
+    packed, target, log = (folder / x for x in (PACKED, "report.html", "metrics.jsonl"))
+    if packed.exists() and not target.exists():
         signed = any("flipped" in line for line in read(log))
-        report(packed, html=page, log=log if signed else None, quiet=True)
+        text = page(Checkpoint(packed), steps=read_steps(log) if signed else ())
+        records.write_text(target, text)
 
 
 def _selected(

@@ -16,7 +16,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest
+from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest, tied_row
 from ssvq_jax.cli.choices import (
     METHODS,
     allocated,
@@ -24,7 +24,7 @@ from ssvq_jax.cli.choices import (
     codec_of,
     read_rules,
 )
-from ssvq_jax.cli.inspect import describe_file, file_json, report_json, tied
+from ssvq_jax.cli.inspect import describe_file, file_json, report_json
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, byte_count, check_target, progress, status
 from ssvq_jax.core.sign_codes import SignCode
@@ -226,7 +226,7 @@ def _encoded(
             first = done.get(content)
             if first is not None and values.size >= _SMALL:
                 leaves[name] = leaves[first.path]
-                rows.append(tied(name, first))
+                rows.append(tied_row(name, first))
                 continue
             leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
             if rule is not None:

@@ -1,6 +1,5 @@
 """`ssvq info`, `ssvq verify`, `ssvq diff`: what is in files, whether it is right."""
 
-import dataclasses
 import json as json_text
 import math
 import pathlib
@@ -12,13 +11,12 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax.checkpoint import Checkpoint
+from ssvq_jax.checkpoint import Checkpoint, stored_row
 from ssvq_jax.cli.terminal import Flag, progress
 from ssvq_jax.export import FormatError, PackedFile, load
 from ssvq_jax.export.container import bytes_of
-from ssvq_jax.export.names import original_name
 from ssvq_jax.tree.paths import printable
-from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
+from ssvq_jax.tree.report import Report, Row
 
 _SHOWN = 400  # characters of metadata
 
@@ -31,7 +29,7 @@ def info(file: Positional[pathlib.Path], *, json: Flag = False) -> int:
       json: Print JSON.
     """
     packed = load(file, lazy=True)
-    report = Report.of(file_row(packed, name) for name in packed)
+    report = Report.of(stored_row(packed, name) for name in packed)
     if json:
         contents = {**file_json(packed), **report_json(report)}
         contents["metadata"] = packed.metadata
@@ -175,7 +173,7 @@ def describe_file(console: Console, packed: PackedFile) -> None:
 
 
 def _sizes(packed: PackedFile) -> dict[str, int]:
-    parameters = sum(file_row(packed, name).bits // 8 for name in packed)
+    parameters = sum(stored_row(packed, name).bits // 8 for name in packed)
     size, header, hashes = packed.nbytes, packed.header_bytes, packed.hash_bytes
     return {
         "bytes": size,
@@ -184,24 +182,6 @@ def _sizes(packed: PackedFile) -> dict[str, int]:
         "hashes": hashes,
         "alignment": size - parameters - header - hashes,
     }
-
-
-def file_row(packed: PackedFile, name: str) -> Row:
-    """A row of the report of a file, from its header alone."""
-    if name in packed.ties:
-        return tied(original_name(name), file_row(packed, packed.ties[name]))
-    if name in packed.entries:
-        entry = packed.entries[name]
-        shape, rule, nbytes = entry.shape, entry.codec.describe(), entry.nbytes
-    else:
-        tensor = packed.tensors[name]
-        shape, rule, nbytes = tensor.shape, NOT_COMPRESSED, tensor.nbytes
-    return Row(original_name(name), shape, rule, math.prod(shape), 8 * nbytes)
-
-
-def tied(name: str, row: Row) -> Row:
-    """A row of what is stored under another name, which counts it."""
-    return dataclasses.replace(row, path=name, rule=f"= {row.path}", weights=0, bits=0)
 
 
 def _verify(
