@@ -1,5 +1,6 @@
 """Images with boxes: COCO in the forms that tensorflow-datasets has."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -13,7 +14,11 @@ CLASSES = 80
 
 
 def open_split(
-    name: str, split: str | None, data_dir: pathlib.Path | None = None
+    name: str,
+    split: str | None,
+    data_dir: pathlib.Path | None = None,
+    *,
+    masks: bool = False,
 ) -> Split:
     """Open a split; images are decoded when they are asked for.
 
@@ -22,12 +27,14 @@ def open_split(
         as "coco/2017", "coco/2017_panoptic" or "coco/2017_instances".
       split: As in tensorflow-datasets; `None` for "validation".
       data_dir: The folder of tensorflow-datasets; `None` for its default.
+      masks: Whether objects come with their masks.
 
     Returns:
       Examples of `image`, uint8 `(height, width, channels)`, its `id`, and of its
       objects `boxes`, float32 `(n, 4)` of left, top, right and bottom in pixels,
       `labels`, int32 `(n,)` below 80, `crowd`, bool, and `area`, float32, in pixels
-      of the image as it is stored: of the mask where there is one.
+      of the image as it is stored: of the mask where there is one. With `masks` also
+      `masks`, bool `(n, height, width)`.
 
     Raises:
       NotPreparedError: A set that is not there, with what to do.
@@ -39,8 +46,15 @@ def open_split(
         raise SystemExit(
             f"{name}: expected images with objects, got {', '.join(sorted(features))}"
         )
+    if masks and not features & {"panoptic_objects"} and not _has_masks(builder):
+        raise SystemExit(f"{name}: expected objects with masks")
     source, split = open_source(builder, name, split)
-    return Split(f"{name} {split}", Mapped(source, _objects), CLASSES)
+    read = functools.partial(_objects, masks=masks)
+    return Split(f"{name} {split}", Mapped(source, read), CLASSES)
+
+
+def _has_masks(builder: Any) -> bool:
+    return "mask" in builder.info.features["objects"].feature
 
 
 def segments(image: np.ndarray) -> np.ndarray:
@@ -55,17 +69,22 @@ def segments(image: np.ndarray) -> np.ndarray:
     return image.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def _objects(example: Any) -> Example:
+def _objects(example: Any, *, masks: bool = False) -> Example:
     """Of an example with `objects` or `panoptic_objects`; see `open_split`."""
     image = example["image"]
     panoptic = "panoptic_objects" in example
     objects = example["panoptic_objects" if panoptic else "objects"]
     labels = np.asarray(objects["label"], np.int32).reshape(-1)
     kept = labels < CLASSES if panoptic else np.ones(len(labels), bool)
+    drawn = []
     if panoptic:
-        area = _areas(example["panoptic_image"], objects["id"])
+        numbers = segments(example["panoptic_image"])
+        area = _areas(numbers, objects["id"])
+        if masks:
+            drawn = [numbers == int(i) for i in objects["id"]]
     elif "mask" in objects:
-        area = [np.count_nonzero(mask) for mask in objects["mask"]]
+        drawn = [np.asarray(mask)[..., 0] > 0 for mask in objects["mask"]]
+        area = [np.count_nonzero(mask) for mask in drawn]
     else:
         area = objects["area"]
     known = (labels >= 0) & (labels < CLASSES)
@@ -77,7 +96,7 @@ def _objects(example: Any) -> Example:
     height, width = image.shape[:2]
     shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
     sides = np.array([width, height, width, height], np.float32)
-    return {
+    found = {
         "image": image,
         "id": int(example["image/id"]),
         "boxes": (shares[:, [1, 0, 3, 2]] * sides)[kept],
@@ -85,10 +104,20 @@ def _objects(example: Any) -> Example:
         "crowd": np.asarray(objects["is_crowd"], bool).reshape(-1)[kept],
         "area": np.asarray(area, np.float32).reshape(-1)[kept],
     }
+    if masks:
+        own = [mask for mask, keep in zip(drawn, kept, strict=True) if keep]
+        wrong = [mask.shape for mask in own if mask.shape != (height, width)]
+        if wrong:
+            raise ValueError(
+                f"image {found['id']}: mask: expected the image's {(height, width)} "
+                f"pixels, got {wrong[0]}"
+            )
+        found["masks"] = np.array(own, bool).reshape(-1, height, width)
+    return found
 
 
-def _areas(mask: np.ndarray, ids: Any) -> list[int]:
-    """Pixels of every segment of a panoptic image."""
-    found, counts = np.unique(segments(mask), return_counts=True)
+def _areas(numbers: np.ndarray, ids: Any) -> list[int]:
+    """Pixels of every segment, of a panoptic image's numbers."""
+    found, counts = np.unique(numbers, return_counts=True)
     pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
     return [pixels.get(int(i), 0) for i in ids]

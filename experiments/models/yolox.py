@@ -6,6 +6,7 @@ References:
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,18 +60,20 @@ class YOLOPAFPN(nnx.Module):
         """Images `(batch, size, size, 3)` to the backbone's maps and the pyramid's."""
         dark2, dark3, dark4, dark5 = self.backbone(images)
         lateral = self.lateral_conv0(dark5)
-        reduced = self.reduce_conv1(self.C3_p4(_joined(_doubled(lateral), dark4)))
-        fine = self.C3_p3(_joined(_doubled(reduced), dark3))
-        middle = self.C3_n3(_joined(self.bu_conv2(fine), reduced))
-        coarse = self.C3_n4(_joined(self.bu_conv1(middle), lateral))
+        reduced = self.reduce_conv1(self.C3_p4(joined(doubled(lateral), dark4)))
+        fine = self.C3_p3(joined(doubled(reduced), dark3))
+        middle = self.C3_n3(joined(self.bu_conv2(fine), reduced))
+        coarse = self.C3_n4(joined(self.bu_conv1(middle), lateral))
         return [dark2, dark3, dark4, dark5, (fine, middle, coarse)]
 
 
-def _doubled(x: jax.Array) -> jax.Array:
+def doubled(x: jax.Array) -> jax.Array:
+    """Every pixel of maps four times."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def _joined(x: jax.Array, y: jax.Array) -> jax.Array:
+def joined(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Channels of two maps."""
     return jnp.concatenate([x, y], axis=-1)
 
 
@@ -107,11 +110,14 @@ class YOLOXHead(nnx.Module):
         self.cls_preds, self.obj_preds = preds(classes, 0.01), preds(1, 0.01)
         self.reg_preds = preds(4)
 
-    def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
-        """Maps `(batch, height, width, channels)` to outputs, see `YOLOX`."""
+    def stemmed(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
+        """Maps `(batch, height, width, channels)` in the head's width."""
+        return [stem(x) for stem, x in zip(self.stems, maps, strict=True)]
+
+    def found(self, stems: Sequence[jax.Array]) -> jax.Array:
+        """What `stemmed` gives to outputs, see `YOLOX`."""
         found = []
-        for i, x in enumerate(maps):
-            x = self.stems[i](x)
+        for i, x in enumerate(stems):
             boxes = sequence(x, self.reg_convs[i])
             classes = self.cls_preds[i](sequence(x, self.cls_convs[i]))
             parts = [self.reg_preds[i](boxes), self.obj_preds[i](boxes), classes]
@@ -137,9 +143,9 @@ class YOLOX(nnx.Module):
         """What every stage of the backbone gives; last, a tuple, the pyramid's maps."""
         return self.backbone(images[..., ::-1])  # it was trained on BGR
 
-    def outputs(self, feature: tuple[jax.Array, ...]) -> jax.Array:
+    def outputs(self, feature: tuple[jax.Array, ...]) -> Any:
         """The last of `features` to outputs."""
-        return self.head(feature)
+        return self.head.found(self.head.stemmed(feature))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images to outputs."""

@@ -1,11 +1,12 @@
 """Networks by name, and how their images are prepared."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 
-from experiments.models import deeplab, deit, llama, mobile, yolox
+from experiments.models import deeplab, deit, llama, mobile, yolact, yolox
 from experiments.models.network import ImageNetwork, Network, TextNetwork
 
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -47,6 +48,14 @@ def _yolox(name: str) -> ImageNetwork:
     )
 
 
+def _yolact(name: str) -> ImageNetwork:
+    """The masks' variant of a YOLOX."""
+    plain = _yolox(name)
+    make = functools.partial(yolact.YOLACT, yolox.ARCHITECTURES[name])
+    masked = name.replace("nano", "nano_masks")
+    return dataclasses.replace(plain, name=masked, make=make)
+
+
 def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
     config = llama.CONFIGS[name]
     make = functools.partial(llama.Llama, config)
@@ -59,6 +68,7 @@ _NETWORKS: tuple[Network, ...] = (
     *map(_deeplab, deeplab.CONFIGS),
     ImageNetwork(name="mobilenet_v1_025", make=mobile.MobileNetV1, size=224),
     *map(_yolox, yolox.ARCHITECTURES),
+    *map(_yolact, ("yolox_nano", "yolox_nano_unfolded")),
     _llama("smollm2_135m", 49_152, 512),
     _llama("llama_books", 2048, 256),
 )

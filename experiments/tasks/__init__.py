@@ -2,6 +2,7 @@
 
 from experiments.tasks.classification import Classification
 from experiments.tasks.detection import Detection
+from experiments.tasks.instances import InstanceSegmentation
 from experiments.tasks.language import Language
 from experiments.tasks.segmentation import Segmentation
 from experiments.tasks.task import Task
@@ -10,5 +11,6 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
     "detection": Detection,
+    "instances": InstanceSegmentation,
     "language": Language,
 }

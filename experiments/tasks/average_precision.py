@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -22,6 +22,8 @@ class AveragePrecision:
       objects: With `image` and `category` (numbers from 0), `bbox` (left, top, width,
         height), `area`, and `iscrowd`: what is found in a crowd is not counted.
       detections: With `image`, `category`, `bbox`, `area` and `score`.
+      kind: "bbox", or "segm" for the overlap of masks: all have a `segmentation`, a
+        run-length code of pycocotools.
 
     Example:
       >>> from experiments.tasks.average_precision import AveragePrecision
@@ -38,11 +40,13 @@ class AveragePrecision:
         classes: int,
         objects: Sequence[dict[str, Any]],
         detections: Sequence[dict[str, Any]],
+        kind: Literal["bbox", "segm"] = "bbox",
     ):
         self._images = images
+        self._kind: Any = kind
         with contextlib.redirect_stdout(io.StringIO()):
             truth, found = (_coco(images, classes, x) for x in (objects, detections))
-            self._evaluator: Any = COCOeval(truth, found, "bbox")
+            self._evaluator: Any = COCOeval(truth, found, kind)
             self._evaluator.evaluate()
 
     def scores(self) -> dict[str, float]:
@@ -72,7 +76,7 @@ class AveragePrecision:
         own = self._evaluator
         shape = len(own.params.catIds), len(own.params.areaRng), self._images
         pairs = np.array(own.evalImgs, object).reshape(shape)[:, :1, kept]
-        part: Any = COCOeval(iouType="bbox")
+        part: Any = COCOeval(iouType=self._kind)
         part.params = copy.copy(own.params)
         part.params.imgIds = list(np.asarray(own.params.imgIds)[kept])
         part.params.areaRng = own.params.areaRng[:1]
@@ -88,7 +92,8 @@ class AveragePrecision:
 def _coco(images: int, classes: int, annotations: Sequence[dict[str, Any]]) -> COCO:
     coco: Any = COCO()
     coco.dataset = {
-        "images": [{"id": i} for i in range(images)],
+        # Sizes are those of the masks' own codes.
+        "images": [{"id": i, "height": 0, "width": 0} for i in range(images)],
         "categories": [{"id": i} for i in range(classes)],
         # A match is told by the object's number, and 0 is none.
         "annotations": [

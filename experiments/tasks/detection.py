@@ -1,5 +1,6 @@
 """Images with boxes, as YOLOX learns and finds them."""
 
+import colorsys
 import dataclasses
 import pathlib
 from typing import Any, ClassVar, NamedTuple
@@ -8,16 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import ImageDraw
 
 from experiments.data import coco
 from experiments.data.batches import Example, Split, joined
-from experiments.data.pixels import letterbox, placed
+from experiments.data.pixels import from_pillow, letterbox, placed, to_pillow
 from experiments.models.network import ImageNetwork
 from experiments.tasks import boxes as geometry
 from experiments.tasks.average_precision import AveragePrecision
 
 _FOUND = 100
 """Detections of an image at most: COCO counts no more."""
+SURE = 0.3
+"""Score from which detections are drawn."""
 _BOXES = 5.0
 """Weight of the boxes' loss."""
 
@@ -42,6 +46,27 @@ class Detections(NamedTuple):
     labels: Any
     crowd: Any
     area: Any
+
+
+class Placement(NamedTuple):
+    """Where an image is put in the network's square.
+
+    Attributes:
+      side: Of the square that it is letterboxed to, in pixels.
+      top: Row of that square's first pixel.
+      left: Column of it.
+      mirrored: Whether all is mirrored then.
+    """
+
+    side: int
+    top: int = 0
+    left: int = 0
+    mirrored: bool = False
+
+    def put(self, pixels: np.ndarray, size: int, fill: int) -> np.ndarray:
+        """A letterboxed image `(side, side, ...)` in a square of `size`."""
+        square = placed(pixels, size, self.top, self.left, fill)
+        return square[:, ::-1] if self.mirrored else square
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +115,12 @@ class Detection:
           ValueError: Images that are not uint8, boxes that are not finite, more objects
             than `targets`; with the image's `id`.
         """
+        return self._prepared(example, self._placement(rng, size), size)
+
+    def _prepared(
+        self, example: Example, placement: Placement | None, size: int
+    ) -> Example:
+        """As `prepare`; without a placement as for scoring."""
         name, boxes = f"image {example['id']}", example["boxes"]
         if len(boxes) > self.targets:
             raise ValueError(
@@ -98,16 +129,16 @@ class Detection:
             )
         if not np.all(np.isfinite(boxes)):
             raise ValueError(f"{name}: boxes: expected finite numbers, got {boxes}")
-        side = size if rng is None else round(size * rng.uniform(*self.zoom))
+        side = size if placement is None else placement.side
         try:
             image, scale = letterbox(example["image"], side)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         boxes = boxes * np.float32(scale)
         sides = np.array(example["image"].shape[1::-1], np.float32)
-        if rng is not None:
+        if placement is not None:
             boxes = np.clip(boxes, 0, np.tile(sides, 2) * np.float32(scale))
-            image, boxes = self._placed(image, boxes, size, rng)
+            image, boxes = _placed(image, boxes, size, placement)
         missing = self.targets - len(boxes)
         return {
             "image": image,
@@ -119,21 +150,16 @@ class Detection:
             "area": np.pad(example["area"], (0, missing)),
         }
 
-    def _placed(
-        self, image: np.ndarray, boxes: np.ndarray, size: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _placement(
+        self, rng: np.random.Generator | None, size: int
+    ) -> Placement | None:
         """A square of any size somewhere in one of `size`, or the other way round."""
-        room = size - len(image)
+        if rng is None:
+            return None
+        side = round(size * rng.uniform(*self.zoom))
+        room = size - side
         left, top = rng.integers(min(room, 0), max(room, 0) + 1, 2).tolist()
-        square = placed(image, size, top, left, 114)
-        shift = np.array([left, top, left, top], np.float32)
-        boxes = np.clip(boxes + shift, 0, size)
-        if self.flip and rng.random() < 0.5:
-            square = square[:, ::-1]
-            boxes = np.stack(
-                [size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1
-            )
-        return square, boxes
+        return Placement(side, top, left, self.flip and rng.random() < 0.5)
 
     def shapes(self, network: ImageNetwork) -> dict[str, jax.ShapeDtypeStruct]:
         """Of an image and its objects."""
@@ -148,23 +174,13 @@ class Detection:
             "area": struct((n,), jnp.float32),
         }
 
-    def loss(self, outputs: jax.Array, batch: Example) -> jax.Array:
+    def loss(self, outputs: Any, batch: Example) -> jax.Array:
         """YOLOX's: overlap, objectness and classes, over the locations with an object.
 
         Crowds and boxes without area are not learned.
         """
-        places = geometry.locations(batch["image"].shape[1])
-        found = geometry.decode(outputs, places)
         boxes, labels = batch["boxes"], batch["labels"]
-        valid = (labels >= 0) & ~batch["crowd"]
-        valid &= jnp.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
-        assigned = jax.vmap(geometry.assign, in_axes=(0,) * 6 + (None,))(
-            *jax.lax.stop_gradient((found, outputs[..., 4], outputs[..., 5:])),
-            boxes,
-            jnp.maximum(labels, 0),
-            valid,
-            places,
-        )
+        places, found, assigned = self._assigned(outputs, batch)
         taken = assigned.taken.astype(jnp.float32)
         wanted = jnp.take_along_axis(boxes, assigned.target[..., None], axis=1)
         label = jnp.take_along_axis(labels, assigned.target, axis=1)
@@ -180,7 +196,25 @@ class Detection:
         total = jnp.sum(jnp.where(assigned.taken, losses, 0)) + jnp.sum(objectness)
         return total / jnp.maximum(jnp.sum(taken), 1)
 
-    def match(self, outputs: jax.Array, target: jax.Array) -> jax.Array:
+    def _assigned(
+        self, outputs: jax.Array, batch: Example
+    ) -> tuple[np.ndarray, jax.Array, geometry.Assignment]:
+        """The locations, their boxes, and the objects that they are to learn."""
+        places = geometry.locations(batch["image"].shape[1])
+        found = geometry.decode(outputs, places)
+        boxes, labels = batch["boxes"], batch["labels"]
+        valid = (labels >= 0) & ~batch["crowd"]
+        valid &= jnp.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+        assigned = jax.vmap(geometry.assign, in_axes=(0,) * 6 + (None,))(
+            *jax.lax.stop_gradient((found, outputs[..., 4], outputs[..., 5:])),
+            boxes,
+            jnp.maximum(labels, 0),
+            valid,
+            places,
+        )
+        return places, found, assigned
+
+    def match(self, outputs: Any, target: Any) -> jax.Array:
         """The same three against another's outputs, at all locations.
 
         Boxes and classes count where, and as much as, the other sees an object.
@@ -196,8 +230,12 @@ class Detection:
         total = jnp.sum(weight * losses) + jnp.sum(objectness)
         return total / jnp.maximum(jnp.sum(weight), 1)
 
-    def judge(self, outputs: jax.Array, batch: Example) -> Detections:
-        """The best boxes that overlap none of their class, cut to images; objects."""
+    def judge(self, outputs: Any, batch: Example) -> Any:
+        """`Detections`: the best boxes that overlap none of their class; objects."""
+        return self._best(outputs, batch)[1]
+
+    def _best(self, outputs: jax.Array, batch: Example) -> tuple[jax.Array, Detections]:
+        """Locations of the best boxes, `(images, 100)`, -1 behind the last; these."""
         scale = batch["scale"][:, None, None]
         places = geometry.locations(batch["image"].shape[1])
         boxes = geometry.decode(outputs, places) / scale
@@ -209,29 +247,69 @@ class Detection:
             kept = geometry.suppress(boxes, scores, classes, count=_FOUND)
             there, limits = kept >= 0, jnp.tile(sides, 2)[None]
             return (
+                kept,
                 jnp.where(there[:, None], jnp.clip(boxes[kept], 0, limits), 0),
                 jnp.where(there, scores[kept], 0),
                 jnp.where(there, classes[kept], -1),
             )
 
-        return Detections(
-            *jax.vmap(best)(boxes, scores, classes, batch["sides"]),
+        kept, *found = jax.vmap(best)(boxes, scores, classes, batch["sides"])
+        return kept, Detections(
+            *found,
             truth=batch["boxes"] / scale,
             labels=batch["labels"],
             crowd=batch["crowd"],
             area=batch["area"],
         )
 
-    def score(
-        self, rows: Detections, reference: Detections | None = None
-    ) -> dict[str, float]:
+    def score(self, rows: Any, reference: Any = None) -> dict[str, float]:
         """Average precision, see `AveragePrecision`; a reference changes nothing."""
         del reference
         return _judged(rows).scores()
 
-    def each(self, rows: Detections) -> np.ndarray:
+    def each(self, rows: Any) -> np.ndarray:
         """Pseudo-values of the jackknife by groups of images, `(groups,)`."""
         return _judged(rows).jackknife(self.groups)
+
+    def draw(self, outputs: Any, example: Example) -> np.ndarray:
+        """The image with boxes surer than 0.3, in their classes' colours."""
+        found = judged(self, outputs, example)
+        return boxed(example["image"], found, float(example["scale"]))
+
+
+def judged(task: Detection, outputs: Any, example: Example) -> Any:
+    """The rows of one image."""
+    one = jax.tree.map(lambda x: jnp.asarray(x)[None], (outputs, example))
+    return jax.tree.map(lambda x: np.asarray(x)[0], task.judge(*one))
+
+
+def boxed(image: np.ndarray, found: Detections, scale: float) -> np.ndarray:
+    """An image with what was found in it, surer than 0.3."""
+    picture = to_pillow(image)
+    pen = ImageDraw.Draw(picture)
+    for box, score, label in zip(found.boxes, found.scores, found.classes, strict=True):
+        if score > SURE:
+            pen.rectangle((box * scale).tolist(), outline=color(int(label)), width=2)
+    return from_pillow(picture)
+
+
+def color(label: int) -> tuple[int, int, int]:
+    """Of a class: far from those of its neighbours."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _placed(
+    image: np.ndarray, boxes: np.ndarray, size: int, placement: Placement
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and boxes of a letterboxed square, where it is put."""
+    shift = np.array([placement.left, placement.top] * 2, np.float32)
+    boxes = np.clip(boxes + shift, 0, size)
+    if placement.mirrored:
+        boxes = np.stack(
+            [size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1
+        )
+    return placement.put(image, size, 114), boxes
 
 
 def _boxes_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -244,6 +322,12 @@ def _classes_loss(logits: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def _judged(rows: Detections) -> AveragePrecision:
+    detections, objects = listed(rows)
+    return AveragePrecision(len(rows.labels), coco.CLASSES, objects, detections)
+
+
+def listed(rows: Detections) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Detections and objects as `AveragePrecision` takes them, image by image."""
     detections = _listed(rows.boxes, rows.classes)
     for x, score in zip(detections, rows.scores[rows.classes >= 0], strict=True):
         x |= {"score": float(score), "area": x["bbox"][2] * x["bbox"][3]}
@@ -253,7 +337,7 @@ def _judged(rows: Detections) -> AveragePrecision:
         objects, rows.crowd[there], rows.area[there], strict=True
     ):
         x |= {"iscrowd": int(crowd), "area": float(area)}
-    return AveragePrecision(len(rows.labels), coco.CLASSES, objects, detections)
+    return detections, objects
 
 
 def _listed(boxes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
