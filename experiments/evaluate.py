@@ -91,7 +91,10 @@ def main(options: Options) -> int:
     task = TASKS[options.task]()
     if options.show is not None and options.images:
         model = load(network, options.weights)
-        examples = [pictures.read(path) for path in options.images]
+        blank = getattr(task, "blank", None)
+        if blank is None:
+            raise SystemExit(f"--show: {options.task} draws no pictures")
+        examples = [blank(pictures.read(path)) for path in options.images]
         pictures.write(
             options.show, examples, task, network, [model, *_beside(options, network)]
         )

@@ -271,6 +271,17 @@ class Detection:
         """Pseudo-values of the jackknife by groups of images, `(groups,)`."""
         return _judged(rows).jackknife(self.groups)
 
+    def blank(self, image: np.ndarray) -> Example:
+        """An image without objects."""
+        return {
+            "image": image,
+            "id": 0,
+            "boxes": np.zeros((0, 4), np.float32),
+            "labels": np.zeros(0, np.int32),
+            "crowd": np.zeros(0, bool),
+            "area": np.zeros(0, np.float32),
+        }
+
     def draw(self, outputs: Any, example: Example) -> np.ndarray:
         """The image with boxes surer than 0.3, in their classes' colours."""
         found = judged(self, outputs, example)

@@ -12,7 +12,7 @@ from pycocotools import mask as run_length
 
 from experiments.data import coco
 from experiments.data.batches import Example, Split, joined
-from experiments.data.pixels import letterbox
+from experiments.data.pixels import from_pillow, letterbox, to_pillow
 from experiments.models.network import ImageNetwork
 from experiments.models.yolact import Masked
 from experiments.tasks import detection
@@ -166,6 +166,13 @@ class InstanceSegmentation(Detection):
     def each(self, rows: Any) -> np.ndarray:
         """Pseudo-values of the jackknife by groups of images, `(groups,)`."""
         return _judged(rows).jackknife(self.groups)
+
+    def blank(self, image: np.ndarray) -> Example:
+        """An image without objects, on the canvas: larger ones are made smaller."""
+        picture = to_pillow(image)
+        picture.thumbnail((self.canvas, self.canvas))
+        image = from_pillow(picture)
+        return {**super().blank(image), "masks": np.zeros((0, *image.shape[:2]), bool)}
 
     def draw(self, outputs: Any, example: Example) -> np.ndarray:
         """The image, its masks half covered by their classes' colours, and boxes."""

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from experiments.data.scenes import UNLABELLED, colored
+from experiments.data.scenes import colored
 from experiments.models.network import Network
 from experiments.tasks.task import Task
 
@@ -53,8 +53,8 @@ def write(
         Image.fromarray(beside).save(folder / f"{index}.png")
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """An image file, gray or colour of 8 or 16 bits, as a scene without labels.
+def read(path: pathlib.Path) -> np.ndarray:
+    """An image file, gray or colour of 8 or 16 bits: uint8 `(height, width, 3)`.
 
     Raises:
       SystemExit: A file that is no image.
@@ -65,5 +65,4 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             pixels = np.asarray(picture if plain else picture.convert("RGB"))
     except OSError as error:
         raise SystemExit(f"--images: {path}: {error}") from error
-    image = colored(str(path), pixels)
-    return {"image": image, "labels": np.full(image.shape[:2], UNLABELLED, np.uint8)}
+    return colored(str(path), pixels)

@@ -108,6 +108,13 @@ class Segmentation:
         count, total = len(rows), rows.sum(0)
         return count * _mean(total) - (count - 1) * _mean(total - rows)
 
+    def blank(self, image: np.ndarray) -> Example:
+        """An image without a label."""
+        return {
+            "image": image,
+            "labels": np.full(image.shape[:2], scenes.UNLABELLED, np.uint8),
+        }
+
     def draw(self, outputs: np.ndarray, example: Example) -> np.ndarray:
         """The image, half covered by the colours of the classes; none for class 0."""
         taken = np.argmax(outputs, axis=-1)

@@ -18,7 +18,8 @@ class Task(Protocol):
     float32; "rows" are a tree of arrays with a row for every example.
 
     A task whose outputs are to be looked at also has `draw(outputs, example)`: of one
-    prepared example, a picture uint8 `(height, width, 3)`.
+    prepared example, a picture uint8 `(height, width, 3)`; and `blank(image)`: the
+    example, not prepared, that an image uint8 `(height, width, 3)` is without labels.
 
     Attributes:
       metric: The one of `score` by which runs are compared; larger is better.

@@ -22,7 +22,7 @@ from experiments.data.batches import Split
 from experiments.models import checkpoint, yolact
 from experiments.models.yolact import Masked
 from experiments.models.zoo import NETWORKS
-from experiments.tasks import InstanceSegmentation, boxes
+from experiments.tasks import Detection, InstanceSegmentation, boxes
 from experiments.tasks.detection import Detections
 from experiments.tasks.instances import Instances
 from experiments.training.config import Compression, Data, Experiment, Optimization
@@ -288,3 +288,11 @@ def test_masks_leave_detections_as_they_are(tmp_path):
     one.found[:3, 4:8] = 9  # something to see
     drawn = TASK.draw(one, TASK.prepare(_drawn(2), size=64))
     assert drawn.shape == (64, 64, 3) and drawn.dtype == np.uint8
+    # An image of a user's, larger than the canvas.
+    image = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
+    prepared = TASK.prepare(TASK.blank(image), size=64)
+    assert prepared["sides"].tolist() == [96, 43]
+    assert not np.array_equal(TASK.draw(one, prepared), prepared["image"])
+    plain = Detection()
+    prepared = plain.prepare(plain.blank(image), size=64)
+    assert not np.array_equal(plain.draw(one.found, prepared), prepared["image"])

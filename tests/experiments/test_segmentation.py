@@ -214,15 +214,13 @@ def test_pictures_of_image_files(tmp_path):
         images=files,
     )
     assert evaluate.main(options) == 0
-    found = [
-        pictures.read(tmp_path / f"pictures/{index}.png")["image"] for index in range(3)
-    ]
+    found = [pictures.read(tmp_path / f"pictures/{index}.png") for index in range(3)]
     assert found[0].shape == (257, 3 * 257, 3)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     np.testing.assert_array_equal(found[0][:, 257:514], found[0][:, 514:])
     for changes, why in (
-        ({"task": "classification"}, "Classification draws no pictures"),
+        ({"task": "classification"}, "classification draws no pictures"),
         ({"images": (weights,)}, "--images: .*cannot identify"),
         ({"show": None}, "expected --show DIR"),
     ):
