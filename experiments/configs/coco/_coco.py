@@ -9,7 +9,7 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.models.zoo import NETWORKS
-from experiments.tasks import Detection, Segmentation, Task
+from experiments.tasks import Detection, InstanceSegmentation, Segmentation, Task
 from experiments.training.config import Compression, Data, Experiment, Optimization
 
 DATA = Data(
@@ -18,8 +18,11 @@ DATA = Data(
 TASKS: dict[str, Task] = {
     "yolox_nano": Detection(),
     "deeplabv3_mnv2_050": Segmentation(),
+    "yolox_nano_masks": InstanceSegmentation(),
 }
 """By the networks that learned them."""
+_TRAINED = {"yolox_nano_masks": "runs/coco/instances/float/model.safetensors"}
+"""Weights that are made here, by instances.py."""
 # Convolutions of blocks and necks; then depthwise ones, stem and prediction layers,
 # which few weights and much error speak for.
 _PATTERNS = {
@@ -68,7 +71,8 @@ def tested(network: str, compression: Compression | None) -> Experiment:
       network: One of `TASKS`.
       compression: How; calibrated is the network that has its batch norms back.
     """
-    name, weights = network, f"../shared/models/{network}.safetensors"
+    name = network
+    weights = _TRAINED.get(network, f"../shared/models/{network}.safetensors")
     if compression is not None and compression.calibration is not None:
         name = f"{network}_unfolded"
         weights = f"runs/{name}.safetensors"

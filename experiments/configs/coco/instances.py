@@ -2,7 +2,7 @@
 
 python -m experiments.models.yolact ../shared/models/yolox_nano.safetensors \
     runs/yolox_nano_masks.safetensors
-python -m experiments.compress experiments/configs/coco/masks.py \
+python -m experiments.compress experiments/configs/coco/instances.py \
     --data-dir ../shared/tfds --results experiments/results
 
 40 epochs, mirrored and between half and one and a half of their size; the 177

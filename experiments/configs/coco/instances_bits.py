@@ -1,0 +1,35 @@
+"""Instance masks compressed without training: YOLOX-Nano with the head of instances.py.
+
+python -m experiments.unfold runs/coco/instances/float/model.safetensors \
+    runs/yolox_nano_masks_unfolded.safetensors --network yolox_nano_masks \
+    --task instances --dataset coco/2017_panoptic+coco/2017_instances --split train \
+    --batch 20 --data-dir ../shared/tfds
+python -m experiments.compress experiments/configs/coco/instances_bits.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+Backbone, neck, heads and prototypes are compressed as in bits.py, calibrated on 180
+training images; the 177 validation images test.
+"""
+
+from experiments.configs.calibrated._calibrated import CANDIDATES
+from experiments.configs.coco._coco import rules, tested
+from experiments.training.config import Calibration, Compression, Experiment
+
+NETWORK = "yolox_nano_masks"
+
+
+def runs() -> dict[str, Experiment]:
+    """The float network and METHOD-BITS."""
+    found = {"float": tested(NETWORK, None)}
+    for method in ("uniform", "vq", "mvq", "coded"):
+        for bits in (2, 3, 4):
+            if method == "uniform" and bits < 3:  # its least is more than two
+                continue
+            found[f"{method}-{bits}"] = tested(
+                NETWORK,
+                Compression(
+                    rules=rules(NETWORK, CANDIDATES[method]),
+                    calibration=Calibration(bits=bits, probe=40),
+                ),
+            )
+    return found
