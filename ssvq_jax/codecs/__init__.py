@@ -2,6 +2,7 @@
 
 from ssvq_jax.codecs.codec import Codec as Codec
 from ssvq_jax.codecs.codec import Compressed as Compressed
+from ssvq_jax.codecs.codec import Field as Field
 from ssvq_jax.codecs.codec import is_compressed as is_compressed
 from ssvq_jax.codecs.codec import stacked as stacked
 from ssvq_jax.codecs.encoding import encode as encode
