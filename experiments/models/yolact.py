@@ -4,7 +4,8 @@ r"""YOLOX with masks, as YOLACT has them: prototypes, and how much of each.
         runs/yolox_nano_masks.safetensors
 
 writes a checkpoint of `yolox_nano_masks` that finds what YOLOX-Nano does, and whose
-masks are to be learned: their branches begin as copies of those of the boxes.
+masks are to be learned: coefficients begin behind copies of the boxes' branches, all
+else at random.
 
 References:
   Bolya, Zhou, Xiao and Lee, "YOLACT: Real-time Instance Segmentation", 2019.
@@ -35,7 +36,7 @@ class Masked(NamedTuple):
       found: As of `YOLOX`, `(batch, locations, 5 + classes)`.
       coefficients: `(batch, locations, prototypes)`, from -1 to 1.
       prototypes: `(batch, size / 4, size / 4, prototypes)`, not below 0. The mask of a
-        location is where their sum, times its coefficients, is above 0.
+        location is where they, weighted by its coefficients, sum to more than 0.
     """
 
     found: Any

@@ -147,6 +147,6 @@ class YOLOX(nnx.Module):
         """The last of `features` to outputs."""
         return self.head.found(self.head.stemmed(feature))
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array) -> Any:
         """Images to outputs."""
         return self.outputs(self.features(images)[-1])

@@ -48,12 +48,9 @@ def _yolox(name: str) -> ImageNetwork:
     )
 
 
-def _yolact(name: str) -> ImageNetwork:
-    """The masks' variant of a YOLOX."""
-    plain = _yolox(name)
-    make = functools.partial(yolact.YOLACT, yolox.ARCHITECTURES[name])
-    masked = name.replace("nano", "nano_masks")
-    return dataclasses.replace(plain, name=masked, make=make)
+def _yolact(name: str, detector: str) -> ImageNetwork:
+    make = functools.partial(yolact.YOLACT, yolox.ARCHITECTURES[detector])
+    return dataclasses.replace(_yolox(detector), name=name, make=make)
 
 
 def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
@@ -68,7 +65,8 @@ _NETWORKS: tuple[Network, ...] = (
     *map(_deeplab, deeplab.CONFIGS),
     ImageNetwork(name="mobilenet_v1_025", make=mobile.MobileNetV1, size=224),
     *map(_yolox, yolox.ARCHITECTURES),
-    *map(_yolact, ("yolox_nano", "yolox_nano_unfolded")),
+    _yolact("yolox_nano_masks", "yolox_nano"),
+    _yolact("yolox_nano_masks_unfolded", "yolox_nano_unfolded"),
     _llama("smollm2_135m", 49_152, 512),
     _llama("llama_books", 2048, 256),
 )

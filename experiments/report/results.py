@@ -116,7 +116,7 @@ class Run(Numbers):
 
     @functools.cached_property
     def each(self) -> np.ndarray:
-        """Whether each test image is right, booleans."""
+        """What the accuracy is the mean of: see `Task.each`."""
         return records.unpack(self["each"])
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +50,19 @@ class InstanceSegmentation(Detection):
 
     Attributes:
       targets: Most objects of an image.
-      canvas: Height and width of no image is larger; a multiple of 8.
+      canvas: Height and width of no image is larger; a multiple of 8. What is kept of
+        an image grows as its square, 5 MB for 512: sets of hundreds of images fit.
+
+    Raises:
+      ValueError: Another canvas.
     """
 
     targets: int = 64
     canvas: int = 512
 
-    metric: ClassVar[str] = "ap"
+    def __post_init__(self):
+        if self.canvas < 8 or self.canvas % 8:
+            raise ValueError(f"canvas: expected a multiple of 8, got {self.canvas}")
 
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None
@@ -77,15 +83,22 @@ class InstanceSegmentation(Detection):
           ValueError: As of `Detection`; images larger than `canvas`, masks of another
             size than their image.
         """
+        if size > self.canvas:
+            raise SystemExit(
+                f"canvas: expected at least the network's {size} pixels, "
+                f"got {self.canvas}"
+            )
         masks, shape = example["masks"], example["image"].shape[:2]
-        if max(*shape, size) > self.canvas:
+        if max(shape) > self.canvas:
             raise ValueError(
-                f"image {example['id']}: {max(*shape, size)} pixels, expected at most "
+                f"image {example['id']}: {max(shape)} pixels, expected at most "
                 f"{self.canvas} (canvas of InstanceSegmentation)"
             )
-        if masks.shape[1:] != shape:
+        wanted = (len(example["boxes"]), *shape)
+        if masks.shape != wanted or masks.dtype != bool:
             raise ValueError(
-                f"image {example['id']}: masks: expected {shape}, got {masks.shape[1:]}"
+                f"image {example['id']}: masks: expected bool {wanted}, got "
+                f"{masks.dtype} {masks.shape}"
             )
         placement = self._placement(rng, size)
         prepared = self._prepared(example, placement, size)
@@ -107,6 +120,7 @@ class InstanceSegmentation(Detection):
 
     def loss(self, outputs: Any, batch: Example) -> jax.Array:
         """That of `Detection`, and of masks in their boxes: cross-entropy and dice."""
+        _require_masked(outputs)
         _, _, assigned = self._assigned(outputs.found, batch)
         # One image after the other: unpacked masks take room.
         given = (assigned, *outputs[1:], batch["boxes"], batch["masks"])
@@ -116,6 +130,7 @@ class InstanceSegmentation(Detection):
 
     def match(self, outputs: Any, target: Any) -> jax.Array:
         """That of `Detection`, and of masks where the other is surest of objects."""
+        _require_masked(outputs)
         score = target.found[..., 4]
         _, places = jax.lax.top_k(score, min(_LEARNED, score.shape[1]))
 
@@ -126,11 +141,13 @@ class InstanceSegmentation(Detection):
         wanted = jax.nn.sigmoid(masks(target))
         losses = optax.sigmoid_binary_cross_entropy(masks(outputs), wanted)
         weight = jax.nn.sigmoid(jnp.take_along_axis(score, places, axis=1))
-        own = jnp.sum(weight * jnp.mean(losses, axis=(2, 3))) / jnp.sum(weight)
+        own = jnp.sum(weight * jnp.mean(losses, axis=(2, 3)))
+        own = own / jnp.maximum(jnp.sum(weight), 1)
         return super().match(outputs.found, target.found) + own
 
     def judge(self, outputs: Any, batch: Example) -> Any:
         """Detections, and their masks in pixels of the stored images."""
+        _require_masked(outputs)
         kept, found = self._best(outputs.found, batch)
 
         def draw(arguments):
@@ -189,6 +206,13 @@ class InstanceSegmentation(Detection):
                 own = np.array(detection.color(int(label)), np.uint16)
                 image[shown] = ((image[shown] + own) // 2).astype(np.uint8)
         return detection.boxed(image, rows.boxes, scale)
+
+
+def _require_masked(outputs: Any) -> None:
+    if not isinstance(outputs, Masked):
+        raise SystemExit(
+            "instances: expected a network with masks, such as yolox_nano_masks"
+        )
 
 
 def _masks_loss(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments.data.scenes import colored
 from experiments.models.network import Network
@@ -60,9 +60,14 @@ def read(path: pathlib.Path) -> np.ndarray:
       SystemExit: A file that is no image.
     """
     try:
-        with Image.open(path) as picture:
-            plain = picture.mode in ("L", "RGB", "I;16")
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)  # as it was held
+            deep = picture.mode.startswith("I")
+            plain = deep or picture.mode in ("L", "RGB")
             pixels = np.asarray(picture if plain else picture.convert("RGB"))
+        if deep and pixels.size and not 0 <= pixels.min() <= pixels.max() < 1 << 16:
+            raise SystemExit(f"--images: {path}: expected 8 or 16 bits")
+        pixels = pixels.astype(np.uint16) if deep else pixels
     except OSError as error:
         raise SystemExit(f"--images: {path}: {error}") from error
     return colored(str(path), pixels)

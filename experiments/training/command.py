@@ -107,7 +107,7 @@ def execute(options: Options, compressing: bool) -> None:
         for name, experiment in runs.items():
             results[name] = run(experiment, folder / name, execution, progress)
             if jax.process_index() == 0:
-                _draw(folder / name)
+                _write_page(folder / name)
     if jax.process_index() == 0:
         console.print(_table(runs, results))
         if options.results is not None:
@@ -127,7 +127,7 @@ def execute(options: Options, compressing: bool) -> None:
         )
 
 
-def _draw(folder: pathlib.Path) -> None:
+def _write_page(folder: pathlib.Path) -> None:
     """The page of a compressed run: where its bytes and errors are, and its signs."""
     packed, target, log = (folder / x for x in (PACKED, "report.html", "metrics.jsonl"))
     if packed.exists() and not target.exists():

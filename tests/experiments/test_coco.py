@@ -30,6 +30,21 @@ def test_reads_coco_without_tensorflow(name, count, objects, crowds):
         assert x["labels"].max(initial=0) < 80 and x["id"] > 0
 
 
+@pytest.mark.parametrize("name", ["2017_panoptic", "2017_instances"])
+def test_masks_are_those_of_the_areas(name):
+    split = open_split(f"coco/{name}", "train[:20]", shared("tfds"), masks=True)
+    for i in range(len(split)):
+        x = split[i]
+        assert x["masks"].shape == (len(x["boxes"]), *x["image"].shape[:2])
+        np.testing.assert_array_equal(x["masks"].sum((1, 2)), x["area"])
+        for mask, box in zip(x["masks"], x["boxes"], strict=True):
+            rows, columns = np.nonzero(mask)
+            low, high = (columns.min(), rows.min()), (columns.max(), rows.max())
+            assert np.all(np.array(low) > box[:2] - 2) and np.all(high < box[2:] + 2)
+    with pytest.raises(SystemExit, match="expected images with objects, got"):
+        open_split("cifar10", "test", shared("tfds"), masks=True)
+
+
 def test_objects_of_the_plain_form_and_images_without_any():
     image = np.zeros((10, 20, 3), np.uint8)
     objects = {

@@ -15,6 +15,7 @@ import ssvq_jax as ssvq
 from experiments.configs import _methods as methods
 from experiments.configs.cifar10 import _cifar10 as cifar10
 from experiments.configs.cifar10 import starts, three_bits
+from experiments.configs.coco import _coco
 from experiments.configs.few_images import bits as few_images
 from experiments.models import checkpoint
 from experiments.training import command, config, records
@@ -93,6 +94,17 @@ def _compressed(params, experiment):
             bits += 8 * sum(field.nbytes for field in fields)
             weights += leaf.size
     return bits / weights
+
+
+@pytest.mark.parametrize("network", _coco.TASKS)
+def test_every_kernel_of_the_networks_on_coco_is_compressed(network):
+    model = nnx.eval_shape(lambda: _coco.NETWORKS[network].build(nnx.Rngs(0)))
+    for codecs in ([ssvq.VQ(4, 2)], [ssvq.VQ(4, 2), ssvq.Uniform(8)]):
+        rules = _coco.rules(network, codecs)
+        for keys, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            path = "/".join(map(str, keys))
+            found = [rule.codec for rule in rules if rule.matches(path)]
+            assert bool(found) == path.endswith("/kernel"), path
 
 
 def test_nothing_is_chosen_by_test_images():

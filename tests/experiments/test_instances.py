@@ -91,6 +91,8 @@ def test_another_network_is_matched_best_by_itself(rng):
     target, other = _outputs(rng, 2), _outputs(rng, 2)
     match = jax.jit(TASK.match)
     mixed = jax.tree.map(lambda x, y: 0.9 * x + 0.1 * y, target, other)
+    nothing = target._replace(found=target.found - 200)
+    assert match(target, nothing) < 1000 and match(nothing, nothing) < 1e-6
     assert match(target, target) < match(mixed, target)
     gradient = jax.grad(TASK.match)(jax.tree.map(jnp.asarray, target), target)
     for leaf in jax.tree.leaves(gradient):
@@ -221,14 +223,22 @@ def test_augmented_masks_stay_in_their_boxes():
 
 
 def test_what_cannot_be_learned_says_why():
+    expected = r"masks: expected bool \(2, 48, 64\), got"
     for changes, message in (
-        ({"masks": np.zeros((2, 48, 63), bool)}, r"masks: expected \(48, 64\), got"),
+        ({"masks": np.zeros((2, 48, 63), bool)}, expected),
+        ({"masks": np.zeros((1, 48, 64), bool)}, expected),
+        ({"masks": np.zeros((2, 48, 64), np.uint8)}, expected),
         ({"image": np.zeros((48, 97, 3), np.uint8)}, "97 pixels, expected at most 96"),
     ):
         with pytest.raises(ValueError, match=f"image 7: {message}"):
             TASK.prepare(_drawn(2, **changes), size=64)
-    with pytest.raises(ValueError, match="2 pixels|expected at most 96"):
+    with pytest.raises(SystemExit, match="canvas: expected at least .* 128 pixels"):
         TASK.prepare(_drawn(2), size=128)
+    with pytest.raises(SystemExit, match="a network with masks"):
+        TASK.judge(np.zeros((1, 84, 8)), {})
+    for canvas in (0, -8, 100):
+        with pytest.raises(ValueError, match="canvas: expected a multiple of 8"):
+            InstanceSegmentation(canvas=canvas)
     wrong = np.zeros((5, 4, 1), np.uint8)
     source = {
         "image": np.zeros((4, 4, 3), np.uint8),

@@ -199,6 +199,13 @@ def test_scores_of_coco(capsys):
 def test_pictures_of_image_files(tmp_path):
     gray = np.arange(48, dtype=np.uint8).reshape(6, 8)
     deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    whole = Image.fromarray(gray.astype(np.int32) * 257)
+    whole.save(tmp_path / "whole.tiff")
+    read = pictures.read(tmp_path / "whole.tiff")
+    np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, 2))
+    Image.fromarray(gray.astype(np.int32) * 65_537).save(tmp_path / "wide.tiff")
+    with pytest.raises(SystemExit, match="expected 8 or 16 bits"):
+        pictures.read(tmp_path / "wide.tiff")
     files = tuple(tmp_path / f"{name}.png" for name in ("gray", "deep", "clear"))
     Image.fromarray(gray).save(files[0])
     deep.save(files[1])

@@ -44,6 +44,8 @@ def rules(network: str, codecs: Sequence[ssvq.Codec]) -> tuple[ssvq.Rule, ...]:
     blocks for its codebook, and get 8 bits, too.
     """
     pattern, fine = _PATTERNS[network.split("_")[0]]
+    if network == "yolox_nano_masks":
+        fine = rf"{fine}|mask_head/proto_preds/kernel"
     if len(codecs) == 1:
         pattern, fine = _large(network, pattern), f"{pattern}|{fine}"
     return (

@@ -20,10 +20,11 @@ the stem and prediction layers have 8 bits each.
 """
 
 from experiments.configs.calibrated._calibrated import CANDIDATES
-from experiments.configs.coco._coco import TASKS, rules, tested
+from experiments.configs.coco._coco import rules, tested
 from experiments.configs.few_images._few_images import CODECS
 from experiments.training.config import Calibration, Compression, Experiment
 
+NETWORKS = ("yolox_nano", "deeplabv3_mnv2_050")
 BITS = (1.5, 2, 3, 4)
 PLAIN = ("uniform", "mvq", "vq", "ssvq")
 CALIBRATED = ("vq", "coded")
@@ -31,9 +32,8 @@ CALIBRATED = ("vq", "coded")
 
 def runs() -> dict[str, Experiment]:
     """NETWORK-float, NETWORK-plain-METHOD-BITS and NETWORK-calibrated-METHOD-BITS."""
-    networks = [network for network in TASKS if network != "yolox_nano_masks"]
-    found = {f"{network}-float": tested(network, None) for network in networks}
-    for network in networks:
+    found = {f"{network}-float": tested(network, None) for network in NETWORKS}
+    for network in NETWORKS:
         for method in PLAIN:
             for bits in BITS:
                 codec = CODECS.get(f"{method}-{bits:g}")

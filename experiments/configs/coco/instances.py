@@ -5,8 +5,8 @@ python -m experiments.models.yolact ../shared/models/yolox_nano.safetensors \
 python -m experiments.compress experiments/configs/coco/instances.py \
     --data-dir ../shared/tfds --results experiments/results
 
-40 epochs, mirrored and between half and one and a half of their size; the 177
-validation images test. Detections stay those of YOLOX-Nano.
+40 epochs, mirrored, at 0.5 to 1.2 of the network's size; the 177 validation images
+test. Detections stay those of YOLOX-Nano.
 """
 
 from experiments.configs.coco._coco import DATA
