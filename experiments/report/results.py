@@ -86,7 +86,7 @@ class Run(Numbers):
         found = [x for x in self.parts if x in TITLES or x == "ssvq"]
         if not found:
             raise Missing(f"{self.place} names none of {', '.join(TITLES)}")
-        return found[0].replace("ssvq", "frozen" if self["steps"] else "free")
+        return found[0].replace("ssvq", "free" if self.get("steps") == 0 else "frozen")
 
     @property
     def title(self) -> str:
