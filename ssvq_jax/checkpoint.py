@@ -156,6 +156,11 @@ def tied_row(name: str, row: Row) -> Row:
     return dataclasses.replace(row, path=name, rule=f"= {row.path}", weights=0, bits=0)
 
 
+def widened(x: np.ndarray) -> np.ndarray:
+    """An array as it is compressed: float8 as float32."""
+    return x.astype(np.float32) if x.dtype.name in UPCAST else x
+
+
 def digest(x: np.ndarray) -> bytes:
     """What arrays of the same dtype, shape and bytes have in common."""
     content = (

@@ -64,7 +64,8 @@ class Reader(Mapping[str, np.ndarray]):
       path: A file that `ssvq_jax.save` or `ssvq compress` wrote; of shards the index.
 
     Attributes:
-      dtypes: By name, the dtype in the checkpoint, as safetensors has it: "BF16".
+      dtypes: By name, the dtype in the file, as safetensors has it: "BF16". What was
+        float8 and is compressed is "F32".
       metadata: What the writer was given.
 
     Raises:
@@ -118,6 +119,7 @@ class Reader(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
     def _open_shards(self) -> None:
+        _require_file(self._path)
         with open(self._path, "rb") as file:
             content = _parse(file.read(_LARGEST_HEADER).decode())
         ours, places = content["ssvq_jax"], content["weight_map"]
@@ -125,21 +127,26 @@ class Reader(Mapping[str, np.ndarray]):
         _expect(found == _INDEXED, "its index has other entries")
         _expect(ours["version"] == 1, "another version")
         _expect(set(places.values()) == set(ours["shards"]), "a shard without a hash")
+        listed = {name: set() for name in ours["shards"]}
+        for name, place in places.items():
+            listed[place].add(_original(name))
         for name, digest in ours["shards"].items():
             inside = os.path.basename(name) == name and name not in ("", ".", "..")
             _expect(inside, f"{name!r}: no file beside the index")
             before = set(self._tensors)
             path = os.path.join(os.path.dirname(self._path), name)
-            _, hashes = self._open(path)
+            try:
+                _, hashes = self._open(path)
+            except _REFUSALS as error:
+                raise ValueError(f"{name}: {error}") from error
             _expect(_hash(hashes).hex() == digest, f"{name}: not as its hash")
-            listed = {_original(x) for x, place in places.items() if place == name}
-            _expect(self._tensors.keys() - before == listed, f"{name}: other tensors")
+            found = self._tensors.keys() - before
+            _expect(found == listed[name], f"{name}: other tensors")
         self.metadata = ours["metadata"]
 
     def _open(self, path: str) -> tuple[dict[str, Any], bytes]:
         """Add the tensors of a file; its metadata, and its hashes."""
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a regular file")  # a pipe would wait for ever
+        _require_file(path)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = file.read(8)
@@ -157,6 +164,8 @@ class Reader(Mapping[str, np.ndarray]):
             _expect(_natural(alignment, 1 << 20).bit_count() == 1, "its alignment")
             places = _places(content, 8 + count, size)
             start, hashed = places.pop(_HASHES)
+            most = 8 * (1 + len(places)) + (1 << 20)
+            _expect(content[_HASHES]["dtype"] == "U8" and hashed < most, "its hashes")
             file.seek(start)
             hashes = file.read(hashed)
         _expect(hashes[:8] == _hash(length + text), "its header is not as its hash")
@@ -164,6 +173,7 @@ class Reader(Mapping[str, np.ndarray]):
         names = list(content)
         payloads = names[names.index(_HASHES) + 1 :]
         entries = dict(zip(payloads, description["compressed"], strict=True))
+        counts = {name: math.prod(content[name]["shape"]) for name in places}
         for i, (name, (start, size)) in enumerate(places.items(), 1):
             if name in entries:
                 codec, dtype, axis, shape = entries[name]
@@ -172,14 +182,18 @@ class Reader(Mapping[str, np.ndarray]):
                 whole = payload.nbytes + -payload.nbytes % alignment
                 kind = content[name]["dtype"], content[name]["shape"]
                 _expect(kind == ("U8", [whole]), f"{name}: expected {whole} bytes")
-                decode = payload.decode
+                decode, counts[name] = payload.decode, math.prod(shape)
             else:
                 dtype, shape = content[name]["dtype"], content[name]["shape"]
                 decode = functools.partial(_plain, dtype, tuple(shape))
             digest = hashes[8 * i : 8 * i + 8]
             self._add(name, dtype, (path, start, size, digest, decode))
+        size, tied = os.path.getsize(path), 0
         for name, to in ties.items():  # stored under another name
+            _expect(name != "__metadata__", "a tie without a name")
             _expect(to in places, f"{name}: not tied to a tensor")
+            tied += counts[to]
+            _expect(tied <= _MOST_WEIGHTS_PER_BYTE * size, "more ties than bytes")
             found = _original(to)
             self._add(name, self.dtypes[found], self._tensors[found])
         return description["metadata"], hashes
@@ -203,6 +217,11 @@ _REFUSALS = (
     ValueError,
 )
 """What malformed content raises on its way through checks."""
+
+
+def _require_file(path: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a regular file")  # a pipe would wait for ever
 
 
 def _expect(condition: Any, otherwise: str) -> None:

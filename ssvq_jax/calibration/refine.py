@@ -96,6 +96,7 @@ def refine(
     leaves = []
     for path, node in named.items():
         if is_compressed(node) and path in moments:
+            node.require_choosing()
             if path not in weights:
                 raise ValueError(f"{path}: in compressed, but not in params")
             try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssvq_jax.calibration import allocate
-from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest
+from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest, widened
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.codecs import CODECS, MVQ, SSVQ, VQ, Codec, Uniform
 from ssvq_jax.core.kmeans import Key
@@ -206,7 +206,7 @@ def allocated(
     tied: dict[bytes, str] = {}  # tensors that are equal get the same
     firsts: dict[str, str] = {}
     for name in chosen:
-        values = checkpoint[name]
+        values = widened(checkpoint[name])
         if not np.all(np.isfinite(values)):
             continue  # it stays as it is, with that reason
         firsts[name] = tied.setdefault(digest(values), name)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import calibration, tree
-from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest, tied_row
+from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest, tied_row, widened
 from ssvq_jax.cli.choices import (
     METHODS,
     allocated,
@@ -29,9 +28,10 @@ from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, byte_count, check_target, progress, status
 from ssvq_jax.core.sign_codes import SignCode
 from ssvq_jax.export import PackedFile, save
+from ssvq_jax.export.container import NAMES, bits_of
 from ssvq_jax.export.names import name_leaves
 from ssvq_jax.export.saving import check_savable
-from ssvq_jax.export.shards import index_of
+from ssvq_jax.export.shards import index_of, is_shard
 from ssvq_jax.export.sources import Layout
 from ssvq_jax.tree.paths import printable
 from ssvq_jax.tree.report import NOT_COMPRESSED, Report, Row
@@ -128,6 +128,11 @@ def compress(
     most = None if max_shard_size is None else byte_count(max_shard_size)
     for target in (out,) if most is None else (out, index_of(out)):
         check_target(checkpoint.files, target)
+    if most is not None:
+        folder = out.absolute().parent
+        for file in map(pathlib.Path, checkpoint.files):
+            if is_shard(file.name, out) and folder.samefile(file.absolute().parent):
+                raise ValueError(f"{file}: is the source; give the output another name")
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
     check_savable(name_leaves(leaves)[0], alignment, most)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
@@ -217,8 +222,10 @@ def _encoded(
     rows: list[Row] = []
     kept: dict[str, str] = {}
     done: dict[tuple[Any, ...], Row] = {}
+    # Of tied tensors one is encoded: one that has moments.
+    order = sorted(checkpoint, key=lambda name: moments is None or name not in moments)
     with progress(silent) as bar:
-        for name in bar.track(checkpoint, description="Compressing"):
+        for name in bar.track(order, description="Compressing"):
             rule, values = chosen.get(name), checkpoint[name]
             # Tied tensors, equal under two names, are stored once; small ones, such as
             # biases of zeros, are equal by chance.
@@ -227,12 +234,12 @@ def _encoded(
             if first is not None and values.size >= _SMALL:
                 leaves[name] = leaves[first.path]
                 rows.append(tied_row(name, first))
+                if first.path in kept:
+                    kept[name] = kept[first.path]
                 continue
             leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
             if rule is not None:
-                narrow = values.dtype.name in UPCAST
-                values = values.astype(np.float32) if narrow else values
-                weight = {name: jnp.asarray(values)}
+                weight = {name: jnp.asarray(widened(values))}
                 own = None if moments is None or name not in moments else moments
                 try:
                     node = calibration.compress(weight, [rule], key=key, moments=own)
@@ -243,7 +250,9 @@ def _encoded(
                     kept[name] = str(error)
             done[content] = row
             rows.append(row)
-    return leaves, rows, kept
+    found = {row.path: row for row in rows}
+    rows = [found[name] for name in checkpoint]
+    return {name: leaves[name] for name in checkpoint}, rows, kept
 
 
 def _planned(checkpoint: Checkpoint, chosen: Mapping[str, tree.Rule]) -> Iterator[Row]:
@@ -260,7 +269,7 @@ def _planned(checkpoint: Checkpoint, chosen: Mapping[str, tree.Rule]) -> Iterato
 
 def _as_it_is(checkpoint: Checkpoint, name: str) -> Row:
     shape, size = checkpoint.shape(name), math.prod(checkpoint.shape(name))
-    bits = 8 * checkpoint.dtype(name).itemsize * size
+    bits = bits_of(NAMES[checkpoint.dtype(name).name]) * size
     return Row(name, shape, NOT_COMPRESSED, size, bits)
 
 
@@ -307,9 +316,15 @@ def _brief(report: Report) -> Report:
 
 def _usage(moments: Statistics, report: Report) -> dict[str, list[str]]:
     """The compressed tensors with and without statistics, and statistics left over."""
-    names = [row.path for row in report.rows if row.rule != NOT_COMPRESSED]
+    kept = {f"= {row.path}" for row in report.rows if row.rule == NOT_COMPRESSED}
+    rows = [row for row in report.rows if row.rule not in kept | {NOT_COMPRESSED}]
+    # A tied one has what it is tied to.
+    known = {row.path: {row.path, row.rule.removeprefix("= ")} for row in rows}
+    names = list(known)
     return {
-        "used": [name for name in names if name in moments],
-        "missing": [name for name in names if name not in moments],
+        "used": [name for name in names if any(x in moments for x in known[name])],
+        "missing": [
+            name for name in names if not any(x in moments for x in known[name])
+        ],
         "unused": [name for name in moments if name not in names] + moments.unmatched,
     }

@@ -1,8 +1,11 @@
 """`ssvq decode`: a packed file back into the checkpoint that it came from."""
 
+import contextlib
+import errno
 import json as json_text
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -30,12 +33,14 @@ def decode(
 ) -> int:
     """Write the decoded weights as a checkpoint, tensor by tensor.
 
-    Names, layout, dtypes and metadata are those of the original.
+    Names, layout, dtypes and metadata are those of the original; of shards all have the
+    metadata of the first.
 
     Args:
       file: Packed file, or the index of its shards.
-      out: Checkpoint to write, *.safetensors; or a folder that is there, for the shards
-        that the original had and their index, or model.safetensors.
+      out: Checkpoint to write, *.safetensors; or a folder that is there, without a
+        checkpoint in it, for the shards that the original had and their index, or
+        model.safetensors.
       json: Print JSON.
     """
     checkpoint = Checkpoint(file)
@@ -48,20 +53,19 @@ def decode(
         if parts := _parts(checkpoint):
             files = {out / name: names for name, names in parts.items()}
             index = shards.index_of(out / shards.WHOLE)
-        shards.require_no_links((*files, *filter(None, [index])))
-    for target in (*files, index):
-        if target is not None:
-            check_target(checkpoint.files, target)
-    if index is not None:
-        index.unlink(missing_ok=True)  # it is there for its shards, or not at all
+        _require_room(out, files)
+    for target in files:
+        check_target(checkpoint.files, target)
     total = 0
-    with progress(json) as bar:
+    with progress(json) as bar, contextlib.ExitStack() as stack:
         task = bar.add_task("Decoding", total=len(checkpoint))
         for path, names in files.items():
-            total += _write(path, checkpoint, names, bar, task)
+            target = stack.enter_context(replacing(path))
+            total += _write(target, checkpoint, names, bar, task)
     if index is not None:
         places = {n: path.name for path, names in files.items() for n in names}
-        shards.write_index(index, dict(sorted(places.items())), total)
+        with replacing(index) as target:
+            target.write(shards.index_bytes(dict(sorted(places.items())), total))
     size, packed = sum(path.stat().st_size for path in files), checkpoint.nbytes
     if json:
         sizes = {"bytes": size, "tensors": len(checkpoint), "packed_bytes": packed}
@@ -75,8 +79,16 @@ def decode(
     return 0
 
 
+def _require_room(folder: pathlib.Path, files: Iterable[pathlib.Path]) -> None:
+    """Raise `OSError` for files that are there: the user has not named them."""
+    whole = folder / shards.WHOLE
+    for file in (*files, whole, shards.index_of(whole)):
+        if file.exists() or file.is_symlink():
+            raise FileExistsError(errno.EEXIST, "name an empty folder", str(file))
+
+
 def _write(
-    path: pathlib.Path,
+    target: BinaryIO,
     checkpoint: Checkpoint,
     names: Iterable[str],
     bar: Progress,
@@ -89,11 +101,10 @@ def _write(
     }
     # Wider dtypes first: so every tensor is aligned to its own.
     tensors = dict(sorted(tensors.items(), key=lambda item: -bits_of(item[1].dtype)))
-    with replacing(path) as target:
-        target.write(header_bytes(tensors, checkpoint.metadata))
-        for name in tensors:
-            target.write(bytes_of(checkpoint[name]).data)
-            bar.advance(task)
+    target.write(header_bytes(tensors, checkpoint.metadata))
+    for name in tensors:
+        target.write(bytes_of(checkpoint[name]).data)
+        bar.advance(task)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -37,7 +37,9 @@ def check_target(sources: Iterable[str], out: pathlib.Path) -> None:
 
 def byte_count(text: str) -> int:
     """A number of bytes as people write it: 2GB, 500 MB, 4096."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE
+    )
     if not found:
         raise ValueError(f"expected bytes such as 2GB or 500MB, got {text!r}")
     number, unit = found.groups()

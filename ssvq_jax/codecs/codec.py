@@ -222,8 +222,8 @@ class Compressed(abc.ABC):
     ) -> Choice:
         """The best codes for blocks of weights, in units of `scales`: see `nearest`.
 
-        This, `chosen` and `put` are for `assign` and calibration; without them a codec
-        has all else.
+        This, `chosen`, `put` and the codec's `block` are for `assign` and calibration;
+        without them a codec has all else.
         """
         raise self._fixed()
 
@@ -236,6 +236,11 @@ class Compressed(abc.ABC):
     ) -> "Compressed":
         """The node with these codes, and factors of every weight; without latents."""
         raise self._fixed()
+
+    def require_choosing(self) -> None:
+        """Raise `NotImplementedError` for a codec without `choose`."""
+        if type(self).choose is Compressed.choose:
+            raise self._fixed()
 
     def _fixed(self) -> Exception:
         codec = type(self.codec).__name__
@@ -272,9 +277,11 @@ class Compressed(abc.ABC):
           training: With latents, if this node has some.
 
         Raises:
+          NotImplementedError: A codec without `choose`.
           ValueError: A weight or importance of another shape, or that is not finite;
             negative importance.
         """
+        self.require_choosing()
         weight = as_array(weight)
         if weight.shape != self.shape:
             raise ValueError(f"weight: expected shape {self.shape}, got {weight.shape}")

@@ -1,5 +1,6 @@
 """`load`: packed files and their shards. The format is described in FORMAT.md."""
 
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from ssvq_jax.export.description import (
     HASHES,
     KEY,
     LARGEST_ALIGNMENT,
+    MOST_WEIGHTS_PER_BYTE,
     Description,
     Entry,
 )
@@ -35,7 +37,7 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> Any:
     """Read a packed file: `decode(load(path))` equals `decode(finalize(tree))`.
 
     Everything is checked before it is used: structure, sizes, a hash of every tensor,
-    the range of every code.
+    the range of every code. Parameters that were one object are one again.
 
     Args:
       path: A file that `save` wrote; of shards their index, or one of them.
@@ -93,6 +95,7 @@ class PackedFile(Mapping[str, Any]):
                 self.metadata = index.packed["metadata"]
                 self._containers = index.packed["containers"]
                 self.header_bytes = index.path.stat().st_size
+            self._parts = parts
             self.files = tuple(part.path for part in parts)
             if index is not None:
                 self.files += (self.path,)
@@ -109,6 +112,9 @@ class PackedFile(Mapping[str, Any]):
                 for n, part in places
                 if stored[n] in part.entries
             }
+            for name in self.ties:
+                if self._containers.get(name.rpartition("/")[0]) == "stack":
+                    raise FormatError(f"{name}: a part of a stack, but tied")
             described = {name: self.entries.get(name) for name in self._places}
             build_tree(described, self._containers, _alike)
 
@@ -136,8 +142,7 @@ class PackedFile(Mapping[str, Any]):
     @property
     def hash_bytes(self) -> int:
         """Bytes of all hashes, without what fills them up."""
-        files = set(self._places.values())
-        return HASH_BYTES * sum(1 + len(part.tensors) for part in files)
+        return HASH_BYTES * sum(1 + len(part.tensors) for part in self._parts)
 
     def tree(self) -> Any:
         """All parameters, in the containers that were saved."""
@@ -193,9 +198,17 @@ class _File:
         for name, to in self.ties.items():
             check_name(name)
             # Of what is stored: so there are no cycles.
-            if name in tensors or to not in self.tensors:
+            if name in (*tensors, "__metadata__") or to not in self.tensors:
                 raise FormatError(f"{name}: not tied to a parameter")
+        tied = [math.prod(self._shape(to)) for to in self.ties.values()]
+        size = os.path.getsize(path)
+        if sum(tied) > MOST_WEIGHTS_PER_BYTE * size:
+            raise FormatError(f"ties: {sum(tied)} weights in {size} bytes")
         self.names = [*self.tensors, *self.ties]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        described = self.entries.get(name) or self.tensors[name]
+        return tuple(described.shape)
 
     def read(self, name: str) -> Any:
         """A parameter."""

@@ -1,9 +1,11 @@
 """`save`: a tree into a packed file, or into shards. FORMAT.md describes both."""
 
+import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +49,9 @@ def save(
     """Write the packed file of `finalize(tree)`, or shards of it.
 
     One parameter at a time is finalized, packed and written, beside the file's place;
-    when all of it is on disk it is renamed. A crash leaves the old file, or none. A
-    parameter that is the same object under several names is stored once.
+    when all of it, with all shards, is on disk it is renamed. A crash leaves the old
+    file, or none. A parameter, but no stack, that is the same object under several
+    names is stored once.
 
     Args:
       path: Name of the file; `*.ssvq.safetensors` by convention. Its directory exists.
@@ -58,10 +61,11 @@ def save(
       metadata: JSON-serialisable values to keep with the file.
       alignment: Every compressed parameter starts at a multiple of this many bytes, a
         power of two: the burst of a device's memory, for example.
-      max_shard_size: Bytes of parameters in a file, in the order of the tree; one that
-        is larger has a file of its own. Where all do not fit in one, instead of
-        `model.safetensors` there are `model-00001-of-00002.safetensors` and so on,
-        packed files each, and their index, `model.safetensors.index.json`.
+      max_shard_size: Bytes of parameters in a file, beside its header and hashes, in
+        the order of the tree; one that is larger has a file of its own. Where all do
+        not fit in one, instead of `model.safetensors` there are
+        `model-00001-of-00002.safetensors` and so on, packed files each, and their
+        index, `model.safetensors.index.json`.
 
     Returns:
       What to `load`: `path`, or the index.
@@ -86,6 +90,8 @@ def save(
       True
     """
     path = pathlib.Path(path)
+    if path.suffix == ".json":
+        raise ValueError(f"{path}: *.json is for the index of shards")
     leaves, containers = name_leaves(tree)
     check_savable(leaves, alignment, max_shard_size)
     ties = _ties(leaves)
@@ -98,32 +104,45 @@ def save(
     if max_shard_size is None:
         groups = [list(stored)]
     else:
-        groups = shards.split({n: x.nbytes for n, x in stored.items()}, max_shard_size)
+        sizes = {n: _filled(x, alignment) for n, x in stored.items()}
+        groups = shards.split(sizes, max_shard_size)
     if len(groups) <= 1:
-        _write(path, leaves, stored, text, alignment)
+        with replacing(path) as file:
+            _write(file, leaves, stored, text, alignment)
         return path
     index = shards.index_of(path)
     files = [shards.shard_of(path, i, len(groups)) for i in range(len(groups))]
     shards.require_no_links((index, *files))
-    # Before its shards change: an index is there for what it says, or not at all.
-    index.unlink(missing_ok=True)
     places, hashes, total = {}, {}, 0
-    for file, names in zip(files, groups, strict=True):
-        part = {name: stored[name] for name in names}
-        tied = {name: to for name, to in ties.items() if to in part}
-        entries = [x for x in part.values() if isinstance(x, Entry)]
-        text = Description(entries, {}, {}, alignment, tied).to_json()
-        hashes[file.name], size = _write(file, leaves, part, text, alignment)
-        places.update(dict.fromkeys((*part, *tied), file.name))
-        total += size
-    in_order = {name: places[name] for name in leaves}
-    ours = {"containers": containers, "metadata": whole.metadata, "shards": hashes}
-    shards.write_index(index, in_order, total, ours)
+    with contextlib.ExitStack() as stack:
+        for file, names in zip(files, groups, strict=True):
+            part = {name: stored[name] for name in names}
+            tied = {name: to for name, to in ties.items() if to in part}
+            entries = [x for x in part.values() if isinstance(x, Entry)]
+            text = Description(entries, {}, {}, alignment, tied).to_json()
+            target = stack.enter_context(replacing(file))
+            hashes[file.name], size = _write(target, leaves, part, text, alignment)
+            places.update(dict.fromkeys((*part, *tied), file.name))
+            total += size
+        in_order = {name: places[name] for name in leaves}
+        ours = {"containers": containers, "metadata": whole.metadata, "shards": hashes}
+        content = shards.index_bytes(in_order, total, ours)
+        # Before its shards take their places: it is there for them, or not at all. A
+        # whole file under the name would be read in place of the index.
+        for old in (index, path):
+            old.unlink(missing_ok=True)
+    with replacing(index) as file:
+        file.write(content)
     return index
 
 
+def _filled(x: Entry | Tensor, alignment: int) -> int:
+    """Bytes of a parameter in a file, with what fills them up."""
+    return x.nbytes + (-x.nbytes % alignment if isinstance(x, Entry) else 0)
+
+
 def _write(
-    path: pathlib.Path,
+    file: BinaryIO,
     leaves: Mapping[str, Any],
     stored: Mapping[str, Entry | Tensor],
     text: str,
@@ -133,7 +152,9 @@ def _write(
     plain = {name: x for name, x in stored.items() if isinstance(x, Tensor)}
     # Wider dtypes first: so every tensor is aligned to its own.
     plain = dict(sorted(plain.items(), key=lambda item: -bits_of(item[1].dtype)))
-    sizes = {name: x.nbytes for name, x in stored.items() if isinstance(x, Entry)}
+    sizes = {
+        n: _filled(x, alignment) for n, x in stored.items() if isinstance(x, Entry)
+    }
     hashes = HASH_BYTES * (1 + len(stored))
     before = sum(tensor.nbytes for tensor in plain.values())
     # The header ends at a multiple of it; payloads have to begin at one, too.
@@ -141,7 +162,7 @@ def _write(
     tensors = {
         **plain,
         HASHES: Tensor("U8", (hashes,)),
-        **{n: Tensor("U8", (size + -size % alignment,)) for n, size in sizes.items()},
+        **{name: Tensor("U8", (size,)) for name, size in sizes.items()},
     }
     header = header_bytes(tensors, {KEY: text}, max(8, alignment))
     if len(header) > LARGEST_HEADER:
@@ -155,18 +176,17 @@ def _write(
         file.write(data.data)
         digests.append(hash_of(data))
 
-    with replacing(path) as file:
-        file.write(header)
-        for name in plain:
-            write(bytes_of(np.asarray(leaves[name])))
-        place = file.tell()
-        file.write(bytes(hashes))
-        for name in sizes:
-            packed = _pack(name, leaves[name])
-            fill = tensors[name].nbytes - packed.size
-            write(np.pad(packed, (0, fill)) if fill else packed)
-        file.seek(place)
-        file.write(b"".join(digests))
+    file.write(header)
+    for name in plain:
+        write(bytes_of(np.asarray(leaves[name])))
+    place = file.tell()
+    file.write(bytes(hashes))
+    for name in sizes:
+        packed = _pack(name, leaves[name])
+        fill = tensors[name].nbytes - packed.size
+        write(np.pad(packed, (0, fill)) if fill else packed)
+    file.seek(place)
+    file.write(b"".join(digests))
     fill = bytes(hashes - HASH_BYTES * len(digests))
     size = sum(tensor.nbytes for tensor in tensors.values()) - hashes
     return hash_of(b"".join(digests) + fill).hex(), size
@@ -202,8 +222,11 @@ def check_savable(
             f"alignment: expected a power of two below {LARGEST_ALIGNMENT}, "
             f"got {alignment}"
         )
-    if max_shard_size is not None and max_shard_size < 1:
-        raise ValueError(f"max_shard_size: expected bytes, got {max_shard_size}")
+    if max_shard_size is not None:
+        if isinstance(max_shard_size, bool) or not isinstance(max_shard_size, int):
+            raise TypeError(f"max_shard_size: expected bytes, got {max_shard_size!r}")
+        if max_shard_size < 1:
+            raise ValueError(f"max_shard_size: expected bytes, got {max_shard_size}")
 
 
 def _checked_json(description: Description) -> str:
@@ -258,4 +281,7 @@ def _plain_tensor(name: str, leaf: Any) -> Tensor:
     if is_key or array.dtype.name not in NAMES:
         found = type(leaf).__name__ if is_key else array.dtype
         raise TypeError(f"{name}: expected an array of numbers, got {found}")
-    return Tensor(NAMES[array.dtype.name], tuple(array.shape))
+    tensor = Tensor(NAMES[array.dtype.name], tuple(array.shape))
+    if math.prod(tensor.shape) * bits_of(tensor.dtype) % 8:
+        raise ValueError(f"{name}: shape {array.shape} of float4: not whole bytes")
+    return tensor

@@ -5,12 +5,15 @@ import errno
 import json
 import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ssvq_jax.export.container import LARGEST_HEADER, parse_json, replacing
+from ssvq_jax.export.container import LARGEST_HEADER, parse_json
 from ssvq_jax.export.description import KEY, VERSION, check_version
 from ssvq_jax.export.error import FormatError
+from ssvq_jax.tree.paths import is_printable
 
 WHOLE = "model.safetensors"
 _SUFFIX = ".index.json"
@@ -80,9 +83,14 @@ def read_index(path: pathlib.Path) -> Index | None:
     """
     if path.suffix != ".json":
         return None
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError("no index of shards: not a regular file")
+    if status.st_size > LARGEST_HEADER:
+        raise FormatError(f"no index of shards: more than {LARGEST_HEADER} bytes")
     try:
         with open(path, "rb") as file:
-            content = parse_json(file.read(LARGEST_HEADER).decode())
+            content = parse_json(file.read().decode())
         places = content["weight_map"]
         texts = all(isinstance(x, str) for pair in places.items() for x in pair)
         total = (content.get("metadata") or {}).get("total_size")
@@ -112,7 +120,8 @@ def _check(packed: Any, files: set[str]) -> None:
 def require_names(files: Iterable[str]) -> None:
     """Raise `FormatError` for a name that leads out of its folder."""
     for file in files:
-        if pathlib.Path(file).name != file or file in ("", ".."):
+        inside = pathlib.Path(file).name == file and is_printable(file)
+        if not inside or file.startswith(".") or not 0 < len(os.fsencode(file)) < 256:
             raise FormatError(f"a shard that is no file beside the index: {file!r}")
 
 
@@ -148,16 +157,27 @@ def split(sizes: Mapping[str, int], most: int) -> list[list[str]]:
     return groups
 
 
-def write_index(
-    path: pathlib.Path,
+def is_shard(name: str, path: pathlib.Path) -> bool:
+    """Whether a file's name is one that a shard of `path` could have."""
+    start, end = shard_of(path, 0, 1).name.split("-00001-of-00001")
+    pattern = rf"{re.escape(start)}-\d+-of-\d+{re.escape(end)}"
+    return re.fullmatch(pattern, name) is not None
+
+
+def index_bytes(
     places: Mapping[str, str],
     total_size: int,
     packed: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an index; `packed` is what `Index.packed` has, without the version."""
+) -> bytes:
+    """An index; `packed` is what `Index.packed` has, without the version."""
     content: dict[str, Any] = {"metadata": {"total_size": total_size}}
     if packed is not None:
         content[KEY] = {"version": VERSION, **packed}
     content["weight_map"] = dict(places)
-    with replacing(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+    text = json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(
+            f"the index has {len(text)} bytes; expected at most {LARGEST_HEADER}: keep "
+            "less metadata"
+        )
+    return text

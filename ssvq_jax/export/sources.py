@@ -152,8 +152,9 @@ class _Tensors(Source):
 
 def _opened(path: str, listed: set[str] | None) -> Any:
     """A safetensors file, with the tensors that an index lists for it."""
-    require_safetensors(path)
-    with naming(_NO_TENSORS):
+    with naming(path):
+        require_safetensors(path)
+    with naming(path, _NO_TENSORS):
         file = safe_open(path, "np")
         differing = [] if listed is None else sorted(listed ^ set(file.keys()))
     if differing:

@@ -130,7 +130,8 @@ def report(tree: Any, reference: Any = None) -> Report:
         if not is_compressed(leaf):
             shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
             size = math.prod(shape)
-            bits = 8 * dtype.itemsize * size
+            # Of float4 two are in a byte of a file, one in a byte of memory.
+            bits = (4 if dtype.name == "float4_e2m1fn" else 8 * dtype.itemsize) * size
             rows.append(Row(path, shape, NOT_COMPRESSED, size, bits))
             continue
         try:

@@ -39,7 +39,15 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
       >>> ssvq.decode({"kernel": node})["kernel"].shape
       (64, 32)
     """
-    return _map_compressed(lambda node: node.decode(dtype), tree)
+    # A node under several names is one array under them, too.
+    found: dict[int, Any] = {}
+
+    def decoded(node):
+        if id(node) not in found:
+            found[id(node)] = node.decode(dtype)
+        return found[id(node)]
+
+    return _map_compressed(decoded, tree)
 
 
 def finalize(tree: Any) -> Any:

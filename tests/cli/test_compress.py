@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import ssvq_jax as ssvq
+from ssvq_jax import calibration
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.export import FormatError, container
 from ssvq_jax.export.container import Container, Tensor
@@ -224,17 +225,13 @@ def test_shards_there_and_back(torch_checkpoint, tmp_path, ssvq_command):
     index = tmp_path / "x.ssvq.safetensors.index.json"
     file = ssvq.load(index, lazy=True)
     assert not out.exists() and len(file.files) > 3
-    for command in ("info", "verify"):
-        status, output, _ = ssvq_command(command, index)
-        assert status == 0 and (
-            " shards: " in " ".join(output.split()) or command != "info"
-        )
+    status, output, _ = ssvq_command("info", index)
+    assert status == 0 and " shards: " in " ".join(output.split())
+    assert ssvq_command("verify", index)[0] == 0
     assert ssvq_command("diff", index, whole)[0] == 0
     assert ssvq_command("verify", index, "--against", folder)[0] == 0
-    assert ssvq_command("report", index, "--html", tmp_path / "x.html", "-q")[0] in (
-        0,
-        2,
-    )
+    page = tmp_path / "x.html"
+    assert ssvq_command("report", index, "--html", page)[0] == 0 and page.exists()
     assert ssvq_command("decode", index, back)[0] == 0
     assert {x.name for x in back.iterdir()} == {x.name for x in folder.iterdir()}
     for place in places.values():
@@ -243,12 +240,58 @@ def test_shards_there_and_back(torch_checkpoint, tmp_path, ssvq_command):
     assert ssvq_command("decode", index, tmp_path / "one.safetensors")[0] == 0
     assert ssvq_command("diff", back, tmp_path / "one.safetensors")[0] == 0
     assert ssvq_command("compress", path, whole)[0] == 0  # no shards: one file
-    (back / "model.safetensors.index.json").unlink()
-    assert ssvq_command("decode", whole, back)[0] == 0
-    assert ssvq_command("diff", back, whole)[0] == 0
+    before = {x.name: x.read_bytes() for x in back.iterdir()}
+    for source in (whole, index):  # what is there was not named by the user
+        status, _, error = ssvq_command("decode", source, back)
+        assert status == 2 and "name an empty folder" in " ".join(error.split())
+    assert before == {x.name: x.read_bytes() for x in back.iterdir()}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert ssvq_command("decode", whole, empty)[0] == 0
+    assert [x.name for x in empty.iterdir()] == ["model.safetensors"]
+    assert ssvq_command("diff", empty, whole)[0] == 0
+    # A shard of the output would be the source.
+    source = tmp_path / "x-00001-of-00002.ssvq.safetensors"
+    source.write_bytes(path.read_bytes())
+    status, _, error = ssvq_command(*arguments[:1], source, *arguments[2:])
+    assert status == 2 and "is the source" in " ".join(error.split())
+    assert source.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("size", ["", "much", "-1", "1.5XB", "0", "1e9"])
+def test_tied_tensors_have_the_moments_of_any(tmp_path, rng, ssvq_command):
+    weight = rng.normal(size=(64, 80)).astype("f4")
+    path, packed, found = (tmp_path / name for name in "abc")
+    large = np.full((64, 80), np.nan, "f4")
+    tensors = {
+        "a": weight,
+        "b": weight,
+        "c": large,
+        "d": large,
+        "e": weight.astype("i4"),
+    }
+    tensors |= {"f": tensors["e"], "g": -weight.astype(jnp.float8_e4m3fn)}
+    save_file({k: v for k, v in tensors.items() if k != "g"}, path)
+    x = jnp.asarray(rng.normal(size=(200, 80)) * np.linspace(0.1, 3, 80), "f4")
+    params = {"b": jnp.asarray(weight)}
+    moments = ssvq.calibrate(lambda p, x: x @ p["b"].T, params, [x])
+    ssvq.save(found, moments)
+    options = ("--statistics", found, "--json")
+    status, output, _ = ssvq_command("compress", path, packed, *options)
+    report = json.loads(output)
+    assert status == 0 and report["statistics"]["used"] == ["a", "b"]
+    assert sorted(report["kept"]) == ["c", "d"]
+    assert report["statistics"]["missing"] == []
+    node = ssvq.load(packed, lazy=True)["a"]
+    own = calibration.compress(
+        params,
+        [ssvq.Rule("b", ssvq.SSVQ(), axis=1)],
+        key=jax.random.key(0),
+        moments=moments,
+    )
+    np.testing.assert_array_equal(node.codes, own["b"].codes)
+
+
+@pytest.mark.parametrize("size", ["", "much", "-1", "1.5XB", "0", "1e9", "9" * 400])
 def test_sizes_that_are_none(size, torch_checkpoint, tmp_path, ssvq_command):
     path, _ = torch_checkpoint
     arguments = "compress", path, tmp_path / "x", f"--max-shard-size={size}"
@@ -263,6 +306,11 @@ def test_sizes_that_are_none(size, torch_checkpoint, tmp_path, ssvq_command):
         {"/tmp/x.safetensors": ["w"]},
         {"..": ["w"]},
         {"x": ["w"]},
+        {".safetensors": ["w"]},
+        {"a\0.safetensors": ["w"]},
+        {"a\n.safetensors": ["w"]},
+        {"\x1b[31m.safetensors": ["w"]},
+        {f"{'a' * 300}.safetensors": ["w"]},
         {"x.safetensors": []},
         {"x.safetensors": ["w", "w"]},
         {"x.safetensors": ["w"], "y.safetensors": ["w"]},
@@ -293,7 +341,7 @@ def test_links_in_a_folder_are_not_followed(tmp_path, ssvq_command):
     for name in ("x.safetensors", "model.safetensors.index.json"):
         (back / name).symlink_to(other)
         status, _, error = ssvq_command("decode", path, back)
-        assert status == 2 and "a link" in error
+        assert status == 2 and "name an empty folder" in " ".join(error.split())
         (back / name).unlink()
     (tmp_path / "z-00002-of-00002").symlink_to(other)
     with pytest.raises(OSError, match="a link"):

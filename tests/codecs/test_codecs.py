@@ -342,8 +342,14 @@ def test_a_codec_of_one_s_own_needs_no_choosing(tmp_path):
     weight = jnp.ones((8, 4))
     node = ssvq.encode(Kept(), weight, key=jax.random.key(0))
     assert (ssvq.decode({"w": node})["w"] == weight).all()
-    with pytest.raises(NotImplementedError, match="Kept chooses no codes"):
-        node.choose(weight)
+    moments = ssvq.calibrate(lambda p, x: x @ p["w"], {"w": weight}, [weight.T])
+    for choosing in (
+        lambda: node.choose(weight),
+        lambda: node.assign(weight),
+        lambda: ssvq.refine({"w": node}, {"w": weight}, moments),
+    ):
+        with pytest.raises(NotImplementedError, match="Kept chooses no codes"):
+            choosing()
     with pytest.raises(ValueError, match="w: Kept: no file could be read with it"):
         ssvq.save(tmp_path / "x", {"w": node})
     del ssvq.Compressed.classes["KeptWeight"]
