@@ -334,3 +334,74 @@ def test_wrong_ties_are_refused(ties, match, saved):
 def test_shards_of_no_bytes(size, tree, tmp_path):
     with pytest.raises(ValueError, match="max_shard_size: expected bytes"):
         ssvq.save(tmp_path / "x", tree, max_shard_size=size)
+
+
+def test_200_hostile_ties(saved):
+    path, _ = saved
+    description, tensors = take_apart(path)
+    names = [
+        "a/kernel",
+        "b",
+        "c",
+        "d/e",
+        "..",
+        "../b",
+        "/b",
+        "b/",
+        "",
+        "a",
+        "b/c",
+        "~2",
+    ]
+    chance, accepted = random.Random(0), 0
+    for _ in range(200):
+        ties = {
+            chance.choice(names): chance.choice(names)
+            for _ in range(chance.randint(1, 4))
+        }
+        put_together(path, {**description, "ties": ties}, tensors)
+        try:
+            found = ssvq.load(path, lazy=True)
+        except FormatError as error:
+            assert str(path) in str(error)
+            continue
+        accepted += 1
+        assert set(ties.values()) <= {"a/kernel", "b"}
+        assert set(found) == {"a/kernel", "b", *ties} and "" not in found
+        assert Reader(path).keys() == {original_name(name) for name in found}
+    assert 2 < accepted < 100
+
+
+def test_200_hostile_names_of_files(tree, tmp_path):
+    path = _index(tmp_path, tree)
+    content = json.loads(path.read_text())
+    own = list(content["ssvq_jax"]["shards"])
+    parts = [
+        "..",
+        ".",
+        "/",
+        "etc",
+        "x",
+        "\0",
+        "\n",
+        "~",
+        "\\",
+        own[0],
+        own[1],
+        "\ud800",
+    ]
+    chance = random.Random(0)
+    for _ in range(200):
+        wrong = "".join(chance.choices(parts, k=chance.randint(0, 4)))
+        moved = {own[0]: wrong}
+        places = {n: moved.get(f, f) for n, f in content["weight_map"].items()}
+        shard_hashes = content["ssvq_jax"]["shards"].items()
+        hashes = {moved.get(f, f): digest for f, digest in shard_hashes}
+        ours = {**content["ssvq_jax"], "shards": hashes}
+        packed = {**content, "weight_map": places, "ssvq_jax": ours}
+        path.write_text(json.dumps(chance.choice((packed, {"weight_map": places}))))
+        read = chance.choice((ssvq.load, Checkpoint, Reader))
+        if wrong != own[0]:
+            with pytest.raises((ValueError, OSError)) as refused:
+                read(path)
+            assert str(tmp_path) in str(refused.value)

@@ -7,7 +7,8 @@ python -m experiments.compress experiments/configs/language/smollm2.py \
 All 210 linear kernels; the embedding, which is the head, too, has 8 bits. From the
 weights alone, and calibrated on 64 windows of the validation text: error feedback with
 one codec for all kernels, or with bits spread by predicted errors. The first 16 windows
-of 512 tokens test. The weights come from 4 bits: that is what "float" is here.
+of 512 tokens test. The weights come from 4 bits: that is what "float" is here. 32 runs;
+not run here yet.
 """
 
 import ssvq_jax as ssvq
