@@ -79,7 +79,7 @@ class Reader(Mapping[str, np.ndarray]):
       >>> weight = jax.random.normal(jax.random.key(0), (64, 64))
       >>> node = ssvq.encode(ssvq.SSVQ(), weight, key=jax.random.key(1))
       >>> file = pathlib.Path(tempfile.mkdtemp(), "model.ssvq.safetensors")
-      >>> ssvq.save(file, {"kernel": node})
+      >>> file = ssvq.save(file, {"kernel": node})
       >>> {name: weight.shape for name, weight in Reader(file).items()}
       {'kernel': (64, 64)}
     """

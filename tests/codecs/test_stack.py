@@ -178,7 +178,11 @@ def test_what_is_refused(weight, key, tmp_path):
 
 def test_files_with_what_is_no_stack(weight, key, tmp_path):
     parts = [ssvq.encode(ssvq.SSVQ(4, 8), x, key=key) for x in (weight[0], weight[0].T)]
-    for tree in ({"s": parts}, {"s": [jnp.ones(2)] * 2}, {"s": [], "b": jnp.ones(1)}):
+    for tree in (
+        {"s": parts},
+        {"s": [jnp.ones(2), jnp.ones(2)]},
+        {"s": [], "b": jnp.ones(1)},
+    ):
         ssvq.save(tmp_path / "x", tree)
         rewrite(tmp_path / "x", lambda spec, _: spec["containers"].update(s="stack"))
         with pytest.raises(ssvq.FormatError, match="s: no stack: expected compressed"):

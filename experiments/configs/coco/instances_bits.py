@@ -13,6 +13,7 @@ training images; the 177 validation images test.
 
 from experiments.configs.calibrated._calibrated import CANDIDATES
 from experiments.configs.coco._coco import rules, tested
+from experiments.configs.coco.bits import CALIBRATED
 from experiments.training.config import Calibration, Compression, Experiment
 
 NETWORK = "yolox_nano_masks"
@@ -21,10 +22,8 @@ NETWORK = "yolox_nano_masks"
 def runs() -> dict[str, Experiment]:
     """The float network and METHOD-BITS."""
     found = {"float": tested(NETWORK, None)}
-    for method in ("uniform", "vq", "mvq", "coded"):
+    for method in CALIBRATED:
         for bits in (2, 3, 4):
-            if method == "uniform" and bits < 3:  # its least is more than two
-                continue
             found[f"{method}-{bits}"] = tested(
                 NETWORK,
                 Compression(
