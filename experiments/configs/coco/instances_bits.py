@@ -8,7 +8,7 @@ python -m experiments.compress experiments/configs/coco/instances_bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Backbone, neck, heads and prototypes are compressed as in bits.py, calibrated on 180
-training images; the 177 validation images test.
+training images; the 177 validation images test. Not run to its end yet.
 """
 
 from experiments.configs.calibrated._calibrated import CANDIDATES
