@@ -186,8 +186,9 @@ def compress(
     if not report.compressed.weights:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")
     described: dict[str, Any] = {"layout": told, "metadata": checkpoint.metadata}
-    upcast = {name: checkpoint.dtype(name).name for name in chosen if name not in kept}
-    if upcast := {name: dtype for name, dtype in upcast.items() if dtype in UPCAST}:
+    dtypes = {name: checkpoint.dtype(name).name for name in chosen if name not in kept}
+    upcast = {name: dtype for name, dtype in dtypes.items() if dtype in UPCAST}
+    if upcast:
         described["upcast"] = upcast
     if checkpoint.shards:
         described["shards"] = checkpoint.shards
@@ -226,7 +227,12 @@ def _encoded(
     order = sorted(checkpoint, key=lambda name: moments is None or name not in moments)
     with progress(silent) as bar:
         for name in bar.track(order, description="Compressing"):
-            rule, values = chosen.get(name), checkpoint[name]
+            leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
+            rule = chosen.get(name)
+            if rule is None and row.weights < _SMALL:
+                rows.append(row)  # without reading it
+                continue
+            values = checkpoint[name]
             # Tied tensors, equal under two names, are stored once; small ones, such as
             # biases of zeros, are equal by chance.
             content = None if rule is None else (rule.codec, rule.axis), digest(values)
@@ -237,7 +243,6 @@ def _encoded(
                 if first.path in kept:
                     kept[name] = kept[first.path]
                 continue
-            leaves[name], row = checkpoint.lazy(name), _as_it_is(checkpoint, name)
             if rule is not None:
                 weight = {name: jnp.asarray(widened(values))}
                 own = None if moments is None or name not in moments else moments
@@ -321,10 +326,9 @@ def _usage(moments: Statistics, report: Report) -> dict[str, list[str]]:
     # A tied one has what it is tied to.
     known = {row.path: {row.path, row.rule.removeprefix("= ")} for row in rows}
     names = list(known)
+    used = [name for name in names if any(x in moments for x in known[name])]
     return {
-        "used": [name for name in names if any(x in moments for x in known[name])],
-        "missing": [
-            name for name in names if not any(x in moments for x in known[name])
-        ],
+        "used": used,
+        "missing": [name for name in names if name not in used],
         "unused": [name for name in moments if name not in names] + moments.unmatched,
     }

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 from flax import nnx
 
 import ssvq_jax as ssvq
+from experiments.configs.calibrated._calibrated import CANDIDATES
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, InstanceSegmentation, Segmentation, Task
-from experiments.training.config import Compression, Data, Experiment, Optimization
+from experiments.training.config import (
+    Calibration,
+    Compression,
+    Data,
+    Experiment,
+    Optimization,
+)
 
 DATA = Data(
     name="coco/2017_panoptic+coco/2017_instances", train="train", test="validation"
@@ -64,6 +71,23 @@ def _large(network: str, pattern: str) -> str:
     )
     large = [path for path, size in paths if size >= 4096]
     return "|".join(path for path in large if re.fullmatch(pattern, path))
+
+
+def calibrated(network: str, method: str, bits: float) -> Experiment:
+    """A trained network with calibrated codes, spread over its kernels.
+
+    Args:
+      network: One of `TASKS`.
+      method: One of `CANDIDATES`.
+      bits: Stored bits a weight of all that these compete for.
+    """
+    return tested(
+        network,
+        Compression(
+            rules=rules(network, CANDIDATES[method]),
+            calibration=Calibration(bits=bits, probe=40),
+        ),
+    )
 
 
 def tested(network: str, compression: Compression | None) -> Experiment:

@@ -19,10 +19,9 @@ the convolutions in blocks and necks, codebooks and scales counted; depthwise ke
 the stem and prediction layers have 8 bits each.
 """
 
-from experiments.configs.calibrated._calibrated import CANDIDATES
-from experiments.configs.coco._coco import rules, tested
+from experiments.configs.coco._coco import calibrated, rules, tested
 from experiments.configs.few_images._few_images import CODECS
-from experiments.training.config import Calibration, Compression, Experiment
+from experiments.training.config import Compression, Experiment
 
 NETWORKS = ("yolox_nano", "deeplabv3_mnv2_050")
 BITS = (1.5, 2, 3, 4)
@@ -43,11 +42,6 @@ def runs() -> dict[str, Experiment]:
                     )
         for method in CALIBRATED:
             for bits in BITS:
-                found[f"{network}-calibrated-{method}-{bits:g}"] = tested(
-                    network,
-                    Compression(
-                        rules=rules(network, CANDIDATES[method]),
-                        calibration=Calibration(bits=bits, probe=40),
-                    ),
-                )
+                name = f"{network}-calibrated-{method}-{bits:g}"
+                found[name] = calibrated(network, method, bits)
     return found

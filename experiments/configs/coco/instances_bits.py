@@ -11,10 +11,9 @@ Backbone, neck, heads and prototypes are compressed as in bits.py, calibrated on
 training images; the 177 validation images test. Not run to its end yet.
 """
 
-from experiments.configs.calibrated._calibrated import CANDIDATES
-from experiments.configs.coco._coco import rules, tested
+from experiments.configs.coco._coco import calibrated, tested
 from experiments.configs.coco.bits import CALIBRATED
-from experiments.training.config import Calibration, Compression, Experiment
+from experiments.training.config import Experiment
 
 NETWORK = "yolox_nano_masks"
 
@@ -24,11 +23,5 @@ def runs() -> dict[str, Experiment]:
     found = {"float": tested(NETWORK, None)}
     for method in CALIBRATED:
         for bits in (2, 3, 4):
-            found[f"{method}-{bits}"] = tested(
-                NETWORK,
-                Compression(
-                    rules=rules(NETWORK, CANDIDATES[method]),
-                    calibration=Calibration(bits=bits, probe=40),
-                ),
-            )
+            found[f"{method}-{bits}"] = calibrated(NETWORK, method, bits)
     return found
