@@ -67,8 +67,15 @@ class CompressedModule(nnx.Module):
         trainable, fixed = tree.partition(
             {path: leaf for path, leaf in given.items() if is_compressed(leaf)}
         )
-        for path, box in boxes.items():
-            kind = jax.tree.structure(box)
+        kinds = {path: jax.tree.structure(box) for path, box in boxes.items()}
+
+        def variable(path, leaf):
+            """With the metadata of its weight, as names of axes, if it has its axes."""
+            if leaf.shape == trainable[path].array_shape:
+                return jax.tree.unflatten(kinds[path], [leaf])
+            return nnx.Param(leaf)
+
+        for path, kind in kinds.items():
             if path in fixed:
                 boxes[path] = Decoded(None, parameter=kind)
             else:
@@ -81,7 +88,8 @@ class CompressedModule(nnx.Module):
             {
                 path: {
                     type(node).__name__: {
-                        name: nnx.Param(leaf) for name, leaf in node.leaves().items()
+                        name: variable(path, leaf)
+                        for name, leaf in node.leaves().items()
                     }
                 }
                 for path, node in trainable.items()

@@ -2,9 +2,9 @@ import os
 import pathlib
 import sys
 
-# Four CPU devices for the tests of sharded weights; the others use the first.
+# Eight CPU devices for the tests of sharded weights; the others use the first.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
 import jax  # noqa: E402

@@ -6,6 +6,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import ssvq_jax as ssvq
 import ssvq_jax.nnx
@@ -222,7 +223,12 @@ def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
     x = jnp.ones((2, 16))
     assert compressed(x).shape == model(x).shape
     decoded = compressed.decode()
-    assert decoded.kernel.get_metadata() == model.kernel.get_metadata()
+    metadata = model.kernel.get_metadata()
+    assert decoded.kernel.get_metadata() == metadata
+    leaves = compressed.compressed["kernel"]["SSVQWeight"]
+    assert leaves["latent"].get_metadata() == metadata  # names of the axes
+    assert nnx.get_partition_spec(leaves["latent"]).get_value() == P(None, "model")
+    assert leaves["codebook"].get_metadata() != metadata
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(compressed, x), decoded(x))
 
 

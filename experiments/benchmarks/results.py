@@ -12,7 +12,14 @@ from experiments.report.tables import BENCHMARK, measured
 from experiments.training import records
 
 Subject = Literal[
-    "kmeans", "compress", "refine", "decode", "matmul", "training", "growth"
+    "kmeans",
+    "compress",
+    "refine",
+    "decode",
+    "matmul",
+    "training",
+    "growth",
+    "sharding",
 ]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 FILE = "benchmarks.jsonl"

@@ -1,5 +1,6 @@
 """Clustering of a weight's blocks."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
 from ssvq_jax.codecs.nearest import nearest
 from ssvq_jax.core.blocks import (
     AnyArray,
+    block_units,
     channel_axis,
     from_blocks,
     grid_shape,
@@ -20,12 +23,13 @@ from ssvq_jax.core.blocks import (
 )
 from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
 from ssvq_jax.core.sharding import (
-    compiler_sharded,
+    WHOLE,
+    Shards,
     fit_sharding,
     place,
-    replicate,
     replicated,
     sharding_of,
+    split_sharding,
 )
 from ssvq_jax.core.sign_codes import nearest_word, words
 
@@ -80,40 +84,90 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
-    magnitudes = sign_code == "free"
-    traced = any(isinstance(x, Tracer) for x in (weight, importance, key))
-    arrays = replicate(weight), None if importance is None else replicate(importance)
-    xp: Any = jnp if traced else np
-    # A program for every shape takes longer to compile than small weights to cut, and
-    # sums over channels in an order that depends on the number of threads.
-    large = weight.size > _LARGE and not channels
-    if traced or (large and sharding_of(weight) is None):
-        points, weights, scale = _points(*arrays, block, axis, magnitudes, channels)
-    else:
-        arrays = (None if x is None else np.asarray(x) for x in arrays)
-        cut = _cut(*arrays, block, axis, magnitudes, channels)
-        points, weights, scale = jax.tree.map(jnp.asarray, cut)
-
-    def fit(points, weights):
-        if sign_code is None or magnitudes:
-            return fit_padded(points, weights, blocks, codewords, key=key)[:2]
-        return _fit_coded(points, weights, blocks, codewords, sign_code, key)
-
+    options = _Options(sign_code, channels, codewords, block, axis)
     sharding = sharding_of(weight)
-    if traced:
-        fit = compiler_sharded(fit, replicated(sharding))
-    codebook, codes, *found = fit(points, weights)
-    codes = xp.asarray(codes)[:blocks].reshape(grid).astype(code_dtype(codewords))
-    signs = None
-    if found:
-        parts = found[0][:blocks].reshape(*grid, block)
-        signs = place(from_blocks(parts, shape, axis), sharding)
+    split = split_sharding(weight, block_units(shape, block, axis))
+    target = replicated(sharding) if split is None else split
+    weight = place(weight, target)
+    importance = None if importance is None else place(importance, target)
+    if split is None:
+        found = _fit(weight, importance, key, options)
+    else:
+        found = _fit_parts(weight, importance, key, options, split)
+    codebook, codes, scale, signs = found
     return (
         place(codebook, replicated(sharding)),
-        place(jnp.asarray(codes), fit_sharding(sharding, grid)),
+        place(codes, fit_sharding(sharding, grid)),
         None if scale is None else place(scale, replicated(sharding)),
-        signs,
+        None if signs is None else place(signs, sharding),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The arguments of `cluster` that are known before there is a program."""
+
+    sign_code: str | None
+    channels: bool
+    codewords: int
+    block: int
+    axis: int
+
+    @property
+    def magnitudes(self) -> bool:
+        """Whether points are free of signs before they are clustered."""
+        return self.sign_code == "free"
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _fit_parts(weight, importance, key, options, sharding):
+    """`_fit` where every device has blocks of its own."""
+    spec, axis = sharding.spec, channel_axis(weight.shape, options.axis)
+    shards = Shards.of(sharding, grid_shape(weight.shape, options.block, options.axis))
+    channels = PartitionSpec() if axis is None else PartitionSpec(spec[axis])
+    fit = jax.shard_map(
+        functools.partial(_fit, options=options, shards=shards),
+        mesh=sharding.mesh,
+        in_specs=(spec, spec, PartitionSpec()),
+        out_specs=(PartitionSpec(), spec, channels, spec),
+    )
+    return fit(weight, importance, key)
+
+
+def _fit(
+    weight: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"] | None,
+    key: Key,
+    options: _Options,
+    shards: Shards = WHOLE,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """`cluster`, of a weight on one device, or of a part."""
+    traced = any(isinstance(x, Tracer) for x in (weight, importance, key))
+    # A program for every shape takes longer to compile than small weights to cut, and
+    # sums over channels in an order that depends on the number of threads.
+    large = weight.size > _LARGE and not options.channels
+    if traced or large:
+        points, weights, scale = _points(weight, importance, options, shards)
+    else:
+        counted = None if importance is None else np.asarray(importance)
+        cut = _cut(np.asarray(weight), counted, options)
+        points, weights, scale = jax.tree.map(jnp.asarray, cut)
+    grid = grid_shape(weight.shape, options.block, options.axis)
+    count, codewords = math.prod(grid), options.codewords
+    signs = None
+    if options.sign_code is None or options.magnitudes:
+        codebook, codes, _ = fit_padded(
+            points, weights, count, codewords, key=key, shards=shards
+        )
+    else:
+        codebook, codes, signs = _fit_coded(
+            points, weights, count, codewords, options.sign_code, key, shards
+        )
+        signs = signs[:count].reshape(*grid, options.block)
+        signs = from_blocks(signs, weight.shape, options.axis)
+    xp: Any = jnp if traced else np
+    codes = xp.asarray(codes)[:count].reshape(grid).astype(code_dtype(codewords))
+    return codebook, jnp.asarray(codes), scale, signs
 
 
 def _fit_coded(
@@ -123,23 +177,19 @@ def _fit_coded(
     codewords: int,
     sign_code: str,
     key: Key,
+    shards: Shards,
 ) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, "padded d"]]:
     """Codebook, codes and words: points without their words' signs are clustered.
 
     Then every point gets word and codeword anew, together, and so on in turn.
     """
     left = _without_signs(points, sign_code)
-    codebook, *_ = fit_padded(left, weights, count, codewords, key=key)
+    fit = functools.partial(fit_padded, key=key, shards=shards)
+    codebook, *_ = fit(left, weights, count, codewords)
     for _ in range(_ROUNDS):
         _, left, _ = _chosen(points, weights, codebook, sign_code)
-        codebook, *_ = fit_padded(
-            left,
-            weights,
-            count,
-            codewords,
-            key=key,
-            iterations=_ITERATIONS,
-            start=codebook,
+        codebook, *_ = fit(
+            left, weights, count, codewords, iterations=_ITERATIONS, start=codebook
         )
     codes, _, signs = _chosen(points, weights, codebook, sign_code)
     return codebook, codes, signs
@@ -161,32 +211,31 @@ def _chosen(points, weights, codebook, sign_code):
 def _cut(
     weight: AnyArray,
     importance: AnyArray | None,
-    block: int,
-    axis: int,
-    magnitudes: bool,
-    channels: bool,
+    options: _Options,
+    shards: Shards = WHOLE,
 ) -> tuple[AnyArray, AnyArray, AnyArray | None]:
     """Blocks as padded points, their weights and channels' scales.
 
     With NumPy for NumPy arrays.
     """
     xp: Any = weight.__array_namespace__()
+    block, axis = options.block, options.axis
     scale = None
-    if channels:
-        weight, importance, scale = _in_units(weight, importance, axis)
+    if options.channels:
+        weight, importance, scale = _in_units(weight, importance, axis, shards)
     if importance is None and weight.shape[axis] % block:
-        importance = xp.ones(weight.shape, xp.float32)
+        importance = xp.ones_like(weight, xp.float32)
     if importance is not None:
         importance = to_blocks(importance, block, axis).reshape(-1, block)
-    points = to_blocks(abs(weight) if magnitudes else weight, block, axis)
+    points = to_blocks(abs(weight) if options.magnitudes else weight, block, axis)
     return *pad_points(points.reshape(-1, block), importance), scale
 
 
-_points = jax.jit(_cut, static_argnums=(2, 3, 4, 5))
+_points = jax.jit(_cut, static_argnums=(2, 3))
 
 
 def _in_units(
-    weight: AnyArray, importance: AnyArray | None, axis: int
+    weight: AnyArray, importance: AnyArray | None, axis: int, shards: Shards
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Weights in units of their channels' scales, importance to match, the scales."""
     xp: Any = weight.__array_namespace__()
@@ -196,28 +245,32 @@ def _in_units(
 
     def largest_of(x):
         """Of every channel, 1 for 0: in units of it sums do not overflow."""
-        largest = xp.max(x, axis=others, keepdims=True)
+        largest = shards.max(xp.max(x, axis=others, keepdims=True), channel)
         return xp.where(largest > 0, largest, 1.0)
 
     def total(x):
-        return xp.sum(x, axis=others, keepdims=True)
+        return shards.sum(xp.sum(x, axis=others, keepdims=True), channel)
+
+    def mean_of(x):
+        mean = xp.mean(x, axis=others, keepdims=True)
+        return shards.sum(mean, channel) / shards.count(channel)
 
     unit = largest_of(abs(weight))
     square = xp.square(weight / unit)
     if importance is None:  # apart: a compiler takes seconds to sum a constant
-        mean = xp.mean(square, axis=others, keepdims=True)
-        counted = xp.ones(weight.shape, xp.float32)
+        mean = mean_of(square)
+        counted = xp.ones_like(weight)
     else:
         counted = importance
         share = importance / largest_of(importance)
         mass = total(share)
         mean = total(share * square) / xp.where(mass > 0, mass, 1.0)
         # What does not count keeps its size: codewords are about 1.
-        mean = xp.where(mass > 0, mean, xp.mean(square, axis=others, keepdims=True))
+        mean = xp.where(mass > 0, mean, mean_of(square))
     scale = unit * xp.sqrt(mean)
     scale = xp.where(scale >= float(xp.finfo(xp.float32).tiny), scale, 1.0)
     # The units of importance are free: squares of the scales' own may underflow.
-    counted = counted * xp.square(scale / xp.max(scale))
+    counted = counted * xp.square(scale / shards.max(xp.max(scale, keepdims=True)))
     # What does not count may be too large in these units.
     weight = xp.where(counted > 0, weight, 0.0) / scale
     return weight, counted, scale.reshape(-1)

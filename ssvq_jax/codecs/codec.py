@@ -17,21 +17,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
-from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
+from ssvq_jax.core.blocks import (
+    AnyArray,
+    block_units,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+)
 from ssvq_jax.core.checks import as_array, checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
     place,
-    replicate,
-    replicated,
     sharding_of,
+    slice_of,
+    split_sharding,
+    stack,
 )
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
@@ -185,7 +193,10 @@ class Compressed(abc.ABC):
 
     def slices(self) -> list["Compressed"]:
         """The nodes of a stack, along its first axis."""
-        return [jax.tree.map(lambda x, i=i: x[i], self) for i in range(self.stack[0])]
+        return [
+            jax.tree.map(lambda x, i=i: slice_of(jnp.asarray(x), i), self)
+            for i in range(self.stack[0])
+        ]
 
     @property
     @abc.abstractmethod
@@ -359,22 +370,36 @@ def _assign(
     if node.scales is not None:
         importance = importance * jnp.square(node.scales)
 
+    block, axis = node.codec.block, node.axis
+
     def assign(node, targets, importance):
-        block, axis = node.codec.block, node.axis
-        grid = grid_shape(node.shape, block, axis)
+        shape = targets.shape
+        grid = grid_shape(shape, block, axis)
         targets, importance, valid = (
             jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
-            for x in (targets, importance, jnp.ones(node.shape, bool))
+            for x in (targets, importance, jnp.ones(shape, bool))
         )
         codes, factors = node.choose(targets, importance=importance, valid=valid)
         if factors is not None:
-            factors = from_blocks(factors.reshape(*grid, block), node.shape, axis)
+            factors = from_blocks(factors.reshape(*grid, block), shape, axis)
         return codes.reshape(grid), factors
 
     sharding = sharding_of(weight)
-    codes, factors = compiler_sharded(assign, replicated(sharding))(
-        node, replicate(targets), replicate(importance)
-    )
+    split = split_sharding(weight, block_units(node.shape, block, axis))
+    if split is not None:
+        spec, whole = split.spec, PartitionSpec()
+        leaves = {
+            name: whole if name in node.linear_leaves or leaf.ndim == 0 else spec
+            for name, leaf in node.leaves().items()
+        }
+        assign = jax.shard_map(
+            assign,
+            mesh=split.mesh,
+            in_specs=(node.replace(**leaves), spec, spec),
+            out_specs=(spec, spec),
+        )
+        targets, importance = place(targets, split), place(importance, split)
+    codes, factors = assign(node, targets, importance)
     codes = place(codes, fit_sharding(sharding, codes.shape))
     if factors is not None:
         factors = place(factors, sharding)
@@ -382,9 +407,14 @@ def _assign(
     return assigned.like(node, weight) if training else assigned
 
 
-def stacked(nodes: Sequence[Compressed]) -> Compressed:
-    """The stack of nodes of one codec and shape; inverse of `Compressed.slices`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *nodes)
+def stacked(nodes: Sequence[Compressed], like: AnyArray) -> Compressed:
+    """The stack of nodes of one codec and shape; inverse of `Compressed.slices`.
+
+    Args:
+      nodes: The slices.
+      like: What they are stacked like over devices.
+    """
+    return jax.tree.map(lambda *leaves: stack(leaves, like), *nodes)
 
 
 def is_compressed(x: Any) -> bool:

@@ -15,9 +15,20 @@ from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
 from ssvq_jax.codecs.codec import Field
 from ssvq_jax.codecs.nearest import mask_patterns
 from ssvq_jax.core.bits import pack_blocks, unpack_bits
-from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_positions
+from ssvq_jax.core.blocks import (
+    block_units,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+    valid_positions,
+)
 from ssvq_jax.core.checks import require_integer
-from ssvq_jax.core.sharding import place, replicate, sharding_of
+from ssvq_jax.core.sharding import (
+    fit_sharding,
+    place,
+    sharding_of,
+    split_sharding,
+)
 
 _LARGEST_GROUP = 16
 
@@ -70,13 +81,14 @@ class MVQ(CodebookCodec):
         return mask_patterns(*self.keep)
 
     def encode(self, weight, *, key, importance, axis):
-        kept = from_blocks(_kept(replicate(weight), self, axis), weight.shape, axis)
-        mask = kept.astype(jnp.float32)
-        if importance is not None:
-            mask = mask * replicate(importance)
+        split = split_sharding(weight, block_units(weight.shape, self.block, axis))
+        sharding = sharding_of(weight)
+        kept, mask = _masks(place(weight, split), self, axis, split)
+        kept = place(kept, sharding)
+        kept = kept if importance is None else kept * importance
         return MVQWeight(
-            mask=pack_blocks(place(kept, sharding_of(weight)), self.block, axis),
-            **self.clustered(weight, mask, key=key, axis=axis)[0],
+            mask=place(mask, fit_sharding(sharding, mask.shape)),
+            **self.clustered(weight, kept, key=key, axis=axis)[0],
         )
 
     def fields(self, shape, axis):
@@ -144,16 +156,29 @@ class MVQWeight(CodebookWeight):
         return {**super().stored(), "mask": ranks.astype(np.uint16)[patterns]}
 
 
-def _kept(weight, codec, axis):
-    """`(*grid, d)`: the N largest magnitudes of each M; padding is the last choice."""
-    kept, group = codec.keep
-    blocks = to_blocks(jnp.abs(weight), codec.block, axis)
-    valid = valid_positions(weight.shape, codec.block, axis)
-    blocks = jnp.where(valid, blocks, -1.0)
-    groups = blocks.reshape(*blocks.shape[:-1], -1, group)
-    order = jnp.argsort(groups, axis=-1, stable=True, descending=True)
-    rank = jnp.argsort(order, axis=-1)
-    return (rank < kept).reshape(blocks.shape)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _masks(weight, codec, axis, split):
+    """Which weights are the N largest of each M, as float32 and packed in a grid.
+
+    Padding is the last choice. Every device finds those of its part, where there are.
+    """
+
+    def find(weight):
+        kept, group = codec.keep
+        blocks = to_blocks(jnp.abs(weight), codec.block, axis)
+        valid = valid_positions(weight.shape, codec.block, axis)
+        blocks = jnp.where(valid, blocks, -1.0)
+        groups = blocks.reshape(*blocks.shape[:-1], -1, group)
+        order = jnp.argsort(groups, axis=-1, stable=True, descending=True)
+        largest = (jnp.argsort(order, axis=-1) < kept).reshape(blocks.shape)
+        mask = from_blocks(largest, weight.shape, axis)
+        return mask.astype(jnp.float32), pack_blocks(mask, codec.block, axis)
+
+    if split is None:
+        return find(weight)
+    return jax.shard_map(
+        find, mesh=split.mesh, in_specs=split.spec, out_specs=split.spec
+    )(weight)
 
 
 def _stored_groups(shape, codec, axis):

@@ -14,7 +14,13 @@ from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
 from ssvq_jax.core.checks import holding_dtype, require_finite, require_integer
-from ssvq_jax.core.sharding import replicate
+from ssvq_jax.core.sharding import (
+    compiler_sharded,
+    place,
+    replicated,
+    sharding_of,
+    split_sharding,
+)
 
 # Steps that are tried, in units of the one whose largest code is the largest weight. 0
 # is the step that fits best to the best codes so far; before there are any, LSQ's.
@@ -75,15 +81,25 @@ class Uniform(Codec):
     def encode(self, weight, *, key, importance, axis):
         del key  # nothing is drawn
         latent = jnp.array(weight, jnp.float32, copy=True)  # steps may donate it
-        whole = replicate(latent)
-        if importance is None:
-            importance = jnp.ones_like(whole)
+        if importance is None:  # not a constant: compilers take seconds to sum those
+            importance = jnp.isfinite(latent).astype(jnp.float32)
+        # Channels lie whole on a device, where they can: no sum depends on devices.
+        channels = channel_shape(weight.shape, axis)
+        units = (
+            1 if n > 1 else size for n, size in zip(channels, weight.shape, strict=True)
+        )
+        split = split_sharding(latent, tuple(units))
         others = _other_axes(weight.shape, axis)
-        widest = jnp.max(jnp.abs(whole)) / self.limits[1]
+        widest = jnp.max(jnp.abs(latent)) / self.limits[1]
         codec = dataclasses.replace(
             self, scale_dtype=holding_dtype(self.scale_dtype, widest)
         )
-        scale = _least_error(codec, others, whole, replicate(importance))
+        arrays = place(latent, split), place(importance, split)
+        find = compiler_sharded(
+            functools.partial(_least_error, codec, others),
+            replicated(sharding_of(arrays[0])),
+        )
+        scale = place(find(*arrays), replicated(sharding_of(latent)))
         return UniformWeight(
             codec=codec,
             shape=weight.shape,

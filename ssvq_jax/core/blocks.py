@@ -80,6 +80,16 @@ def grid_shape(shape: tuple[int, ...], block: int, axis: int) -> tuple[int, ...]
     return (*shape[:axis], math.ceil(shape[axis] / block), *shape[axis + 1 :])
 
 
+def block_units(shape: tuple[int, ...], block: int, axis: int) -> tuple[int, ...]:
+    """Of every axis, how many weights in a row belong to one block.
+
+    Examples:
+      >>> block_units((27, 16), 8, 0)
+      (8, 1)
+    """
+    return tuple(block if i == axis else 1 for i in range(len(shape)))
+
+
 def to_blocks(
     x: Shaped[AnyArray, "*shape"], block: int, axis: int
 ) -> Shaped[AnyArray, "*grid d"]:

@@ -1,6 +1,7 @@
 """Weighted k-means: one mechanism for clustering, padding, masks and importance."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ssvq_jax.core.checks import (
     require_nonnegative,
 )
 from ssvq_jax.core.lloyd import lloyd, padded_count
+from ssvq_jax.core.sharding import WHOLE, Shards
 from ssvq_jax.core.units import find_units, normalize
 
 ITERATIONS = 100
@@ -33,6 +35,7 @@ def fit_codebook(
     importance: ArrayLike | None = None,
     iterations: int = ITERATIONS,
     init: str | ArrayLike = "k-means++",
+    axis_name: str | tuple[str, ...] = (),
 ) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
     """K-means: `k` codewords that minimise the weighted squared error of the points.
 
@@ -50,11 +53,15 @@ def fit_codebook(
       iterations: Upper limit of Lloyd iterations, 0 or more.
       init: `"k-means++"` (on a sample of the points where there are many), or the
         `(k, d)` codebook to start from.
+      axis_name: Inside of `jax.shard_map`, the mesh axes over which points are split,
+        as many on every device: one codebook for the points of all devices. Nothing
+        but sums, samples and the candidates for reseeding passes between them.
 
     Returns:
       `(codebook, codes, inertia)`: `(k, d)` float32; `(n,)` int32, the codeword of
       least weighted distance for every point; the weighted squared error, a float32
-      scalar, of exactly these codes with exactly this codebook.
+      scalar, of exactly these codes with exactly this codebook. With `axis_name` the
+      codes are those of the device's own points.
 
     Raises:
       TypeError: Points that are not floating point.
@@ -79,9 +86,11 @@ def fit_codebook(
             f"points: expected shape (n, d), not empty, got {points.shape}"
         )
     count, dim = points.shape
-    if not 1 <= codewords <= count:
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    total = count * (jax.lax.axis_size(names) if names else 1)
+    if not 1 <= codewords <= total:
         raise ValueError(
-            f"codewords: expected 1 to {count} (the number of points), got {codewords}"
+            f"codewords: expected 1 to {total} (the number of points), got {codewords}"
         )
     if iterations < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
@@ -115,6 +124,7 @@ def fit_codebook(
         key=key,
         iterations=iterations,
         start=start,
+        shards=Shards((total,), (names,)),
     )
     return codebook, codes[:count], inertia
 
@@ -129,7 +139,7 @@ def pad_points(
     """
     xp: Any = points.__array_namespace__()
     count, _ = points.shape
-    weights = xp.ones((count, 1)) if importance is None else importance
+    weights = xp.ones_like(points[:, :1]) if importance is None else importance
     padding = ((0, padded_count(count) - count), (0, 0))
     weights = xp.pad(weights.astype(xp.float32).reshape(count, -1), padding)
     points = points.astype(xp.float32)
@@ -145,16 +155,25 @@ def fit_padded(
     key: Key,
     iterations: int = ITERATIONS,
     start: Float[Array, "k d"] | None = None,
+    shards: Shards = WHOLE,
 ) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, ""]]:
-    """`fit_codebook` on what `pad_points` gives for `count` points, unchecked."""
+    """`fit_codebook` on what `pad_points` gives for `count` points, unchecked.
+
+    With `shards` points, weights, count and codes are those of a part: see `lloyd`.
+    """
     if start is None:
         size = max(_SEEDING_POINTS, _SEEDING_POINTS_PER_CODEWORD * codewords)
-        chosen, uniform = _draw(key, count, size, codewords)
-        sample = _take(points, chosen), _take(weights, chosen)
-        first = _seed(*sample, count, uniform)
+        total = math.prod(shards.shape) if shards.names() else count
+        chosen, uniform = _draw(key, total, size, codewords)
+        first = _seed(
+            _take(points, chosen, shards),
+            _take(weights, chosen, shards),
+            total,
+            uniform,
+        )
     else:
         first = start
-    return lloyd(points, weights, first, count, iterations=iterations)
+    return lloyd(points, weights, first, count, iterations=iterations, shards=shards)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "codewords"))
@@ -173,10 +192,14 @@ def _draw(
     return chosen, jax.random.uniform(key, (codewords,), jnp.float32)
 
 
-@jax.jit
-def _take(x: Float[Array, "n c"], chosen: UInt32[Array, " s"]) -> Float[Array, "s c"]:
+@functools.partial(jax.jit, static_argnums=2)
+def _take(
+    x: Float[Array, "n c"], chosen: UInt32[Array, " s"], shards: Shards
+) -> Float[Array, "s c"]:
+    local, here = shards.locate(chosen)
     # Beyond the padded points there are zeros, whose weight is 0.
-    return jnp.take(x, chosen, axis=0, mode="fill", fill_value=0)
+    taken = jnp.take(x, local, axis=0, mode="fill", fill_value=0)
+    return shards.sum(jnp.where(here[:, None], taken, 0.0))
 
 
 @jax.jit

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ssvq_jax.core.lookup import sum_by_code
+from ssvq_jax.core.sharding import WHOLE, Shards
 from ssvq_jax.core.units import (
     FAR,
     SMALL_CHUNK,
@@ -54,6 +55,7 @@ def lloyd(
     count: Int[Array, ""] | int,
     *,
     iterations: int,
+    shards: Shards = WHOLE,
 ) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
     """Codebook, codes and inertia after Lloyd's algorithm from `start`.
 
@@ -64,13 +66,15 @@ def lloyd(
       start: The first codebook.
       count: How many points are in use.
       iterations: Upper limit; ends early once nothing changes.
+      shards: Of what these points are a part, in `jax.shard_map`: then points, weights,
+        count and codes are a device's own, and all else is in common.
     """
     coordinates = points.shape[1] * (2 if weights.shape[1] > 1 else 1)
     form = _form(coordinates)
     arguments = (points, weights, start, count)
     if form == "unrolled" and not any(isinstance(x, Tracer) for x in arguments):
         return _wide_lloyd(*arguments, iterations=iterations, form=form)
-    return _lloyd(*arguments, iterations=iterations, form=form)
+    return _lloyd(*arguments, iterations=iterations, form=form, shards=shards)
 
 
 def _form(coordinates: int) -> Form:
@@ -88,8 +92,9 @@ def _iterate(
     *,
     iterations: int,
     form: Form,
+    shards: Shards = WHOLE,
 ) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
-    units = find_units(points, weights)
+    units = find_units(points, weights, shards)
 
     def unsettled(state):
         step, changed, _, _ = state
@@ -98,28 +103,32 @@ def _iterate(
     def iterate(state):
         step, _, codebook, _ = state
         codes, sums = _visit(points, weights, units, codebook, count, form)
+        sums = shards.sum(sums)
         means = _means(sums, codebook)
         dead = jnp.sum(sums[:, codebook.shape[1] :], axis=1) == 0
-        means = jax.lax.cond(
-            jnp.any(dead),
-            lambda: _reseed(points, weights, units, codebook, codes, means, dead),
-            lambda: means,
-        )
+
+        def reseed():
+            distances = _distances(points, weights, units, codebook, codes)
+            return _reseed(points, weights, units, distances, means, dead, shards)
+
+        means = jax.lax.cond(jnp.any(dead), reseed, lambda: means)
         # A last pass keeps the codebook, so that the codes are those of this one.
         updated = jnp.where(step < iterations, means, codebook)
         changed = jnp.any(updated != codebook)
         return step + 1, changed, updated, codes
 
     start = start * (1 / units.scale) - units.mean
-    state = (0, True, start, jnp.zeros_like(points[:, 0], jnp.int32))
+    unknown = jnp.ones_like(start[0, 0], bool)
+    state = (0, unknown, start, jnp.zeros_like(points[:, 0], jnp.int32))
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
 
     distances = _distances(points, weights, units, codebook, codes)
-    inertia = jnp.sum(distances) * units.scale * units.scale * units.weight
+    total = shards.sum(jnp.sum(distances))
+    inertia = total * units.scale * units.scale * units.weight
     return (codebook + units.mean) * units.scale, codes, inertia
 
 
-_lloyd = jax.jit(_iterate, static_argnames=("iterations", "form"))
+_lloyd = jax.jit(_iterate, static_argnames=("iterations", "form", "shards"))
 
 # By itself XLA uses half of the width that AVX-512 has. The option is for a program
 # of its own only: inside another `jax.jit` it is an error.
@@ -168,7 +177,7 @@ def _visit(
         codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
         return codes, sums + jnp.concatenate(parts, axis=1)
 
-    sums = jnp.zeros_like(codebook, shape=(codewords, dim + weights.shape[1]))
+    sums = jnp.zeros_like(points, shape=(codewords, dim + weights.shape[1]))
     blank = jnp.zeros_like(points[:, 0], jnp.int32), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
 
@@ -266,16 +275,18 @@ def _reseed(
     points: Float[Array, "n d"],
     weights: Float[Array, "n q"],
     units: Units,
-    codebook: Float[Array, "k d"],
-    codes: Int[Array, " n"],
+    distances: Float[Array, " n"],
     means: Float[Array, "k d"],
     dead: Bool[Array, " k"],
+    shards: Shards,
 ) -> Float[Array, "k d"]:
     """Move dead codewords to the points that are worst served by their own."""
-    distances = _distances(points, weights, units, codebook, codes)
-    distance, worst = jax.lax.top_k(distances, means.shape[0])
+    count = min(means.shape[0], distances.shape[0])  # of every part's points
+    distance, worst = jax.lax.top_k(distances, count)
     candidates, _ = normalize(points[worst], weights[worst], units)
+    distance, candidates = shards.gather(distance), shards.gather(candidates)
+    distance, worst = jax.lax.top_k(distance, means.shape[0])
     rank = jnp.cumsum(dead) - 1  # the r-th dead codeword takes the r-th worst point
     rank = jnp.clip(rank, 0)
     replace = dead & (distance[rank] > 0)
-    return jnp.where(replace[:, None], candidates[rank], means)
+    return jnp.where(replace[:, None], candidates[worst[rank]], means)

@@ -1,24 +1,32 @@
-"""What sharded weights need: gathers and reshapes that work under any mesh.
+"""What sharded weights need: computations on parts, gathers and reshapes on any mesh.
 
 Under a mesh with Explicit axes a plain gather or reshape of a sharded array raises;
 under Auto axes the compiler finds the shardings. These helpers hand the first case
-over to the compiler, too, and are the identity for arrays on one device.
+over to the compiler, too, and are the identity for arrays on one device. Clustering is
+not left to the compiler, which would gather: see `Shards`.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from ssvq_jax.core.blocks import AnyArray
 
-def sharding_of(x: Array) -> NamedSharding | None:
+
+def sharding_of(x: AnyArray) -> NamedSharding | None:
     """The named sharding that splits `x` over devices, as far as it is known.
 
-    For a tracer it is known under Explicit axes only.
+    For a tracer it is known under Explicit axes only; NumPy arrays have none.
     """
+    if not isinstance(x, jax.Array):
+        return None
     sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
     if not isinstance(sharding, NamedSharding) or not any(sharding.spec):
         return None
@@ -33,10 +41,7 @@ def fit_sharding(
         return None
     spec = []
     for size, names in zip(shape, sharding.spec, strict=False):
-        axes = names if isinstance(names, tuple) else (names,)
-        parts = 1
-        for name in axes:
-            parts *= 1 if name is None else sharding.mesh.shape[name]
+        parts = math.prod(sharding.mesh.shape[name] for name in _names(names))
         spec.append(names if size % parts == 0 else None)
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
@@ -60,6 +65,26 @@ def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
     return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
 
 
+def slice_of(x: AnyArray, i: int) -> AnyArray:
+    """`x[i]`; where devices hold slices of their own, all of them get it."""
+    sharding = sharding_of(x)
+    if sharding is None or not _is_explicit(sharding):
+        return x[i]
+    rest = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return jnp.asarray(x).at[i].get(out_sharding=rest)
+
+
+def stack(parts: Sequence[Array], like: AnyArray) -> Array:
+    """`jnp.stack`; devices that hold slices of `like` of their own hold those alone."""
+    whole = jnp.stack(parts)
+    sharding = sharding_of(like)
+    if sharding is None or not sharding.spec[0]:
+        return whole
+    rest = sharding_of(parts[0])
+    spec = PartitionSpec(sharding.spec[0], *(() if rest is None else rest.spec))
+    return place(whole, NamedSharding(sharding.mesh, spec))
+
+
 def compiler_sharded(
     function: Callable[..., Any], sharding: NamedSharding | None
 ) -> Callable[..., Any]:
@@ -73,6 +98,138 @@ def compiler_sharded(
         return function
     wrapped: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
     return wrapped
+
+
+def split_sharding(x: Array, units: tuple[int, ...]) -> NamedSharding | None:
+    """A sharding of a weight by which no block lies on two devices.
+
+    That of `x` as far as it does so; the mesh axes that are left over split another
+    axis, where they can. Under `jit` with Auto axes, where the compiler alone knows the
+    sharding, all mesh axes are left over.
+
+    Args:
+      x: The weight.
+      units: Of every axis, how many weights in a row have to stay together.
+
+    Returns:
+      `None` on one device, where nothing can be split, and inside of `jax.shard_map`.
+    """
+    sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    mesh = sharding.mesh
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if AxisType.Manual in kinds.values():
+        return None
+    split: list[tuple[str, ...]] = [()] * x.ndim
+
+    def extend(axis, name):
+        parts = math.prod(mesh.shape[other] for other in (*split[axis], name))
+        fits = x.shape[axis] % (units[axis] * parts) == 0
+        split[axis] = (*split[axis], name) if fits else split[axis]
+        return fits
+
+    known = [
+        (i, name) for i, entry in enumerate(sharding.spec) for name in _names(entry)
+    ]
+    unknown = [
+        name for name in kinds if isinstance(x, Tracer) and kinds[name] == AxisType.Auto
+    ]
+    rest = [name for axis, name in known if not extend(axis, name)] + unknown
+    longest = sorted(range(x.ndim), key=lambda i: x.shape[i] // units[i], reverse=True)
+    for name in rest:
+        if mesh.shape[name] > 1:
+            any(extend(axis, name) for axis in longest)
+    if not any(split):
+        return None
+    return NamedSharding(mesh, PartitionSpec(*(names or None for names in split)))
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of an entry of a `PartitionSpec`: a name, some, or `None`."""
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """How a grid lies on devices, for a function of a part of it in `jax.shard_map`.
+
+    Without mesh axes the part is the whole, and all this is the identity.
+
+    Attributes:
+      shape: Shape of the whole grid.
+      axes: Of every axis of the grid the mesh axes that split it, all evenly.
+    """
+
+    shape: tuple[int, ...] = ()
+    axes: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def of(cls, sharding: NamedSharding, shape: tuple[int, ...]) -> "Shards":
+        """Those of a sharding that `split_sharding` gave."""
+        return cls(shape, tuple(map(_names, sharding.spec)))
+
+    def names(self, without: int | None = None) -> tuple[str, ...]:
+        """The mesh axes, without those of one axis of the grid."""
+        return tuple(
+            name
+            for axis, names in enumerate(self.axes)
+            if axis != without
+            for name in names
+        )
+
+    def sum(self, x: Any, without: int | None = None) -> Any:
+        """The sum over all parts, or over those that differ in other axes."""
+        names = self.names(without)
+        return jax.lax.psum(x, names) if names else x
+
+    def max(self, x: Any, without: int | None = None) -> Any:
+        """The largest, as `sum`."""
+        names = self.names(without)
+        return jax.lax.pmax(x, names) if names else x
+
+    def count(self, without: int | None = None) -> int:
+        """How many parts `sum` adds."""
+        names = self.names(without)
+        return jax.lax.axis_size(names) if names else 1
+
+    def gather(self, x: Array) -> Array:
+        """Rows of all parts, one part after the other; the same on every device."""
+        names = self.names()
+        if not names:
+            return x
+        # A sum, not `all_gather`: types tell that it is the same everywhere.
+        parts = jnp.zeros((self.count(), *x.shape), x.dtype)
+        parts = parts.at[jax.lax.axis_index(names)].set(x)
+        return self.sum(parts).reshape(-1, *x.shape[1:])
+
+    def locate(self, index: Array) -> tuple[Array, Array]:
+        """Where points of the whole, counted in C order, lie in this part, if they do.
+
+        Args:
+          index: uint32, of the whole grid.
+
+        Returns:
+          `(local, here)`: the indices in this part, and whether they are in it.
+        """
+        here = jnp.ones_like(index, bool)
+        if not self.names():
+            return index, here
+        local, stride = jnp.zeros_like(index), 1
+        for size, names in zip(reversed(self.shape), reversed(self.axes), strict=True):
+            part = size // (jax.lax.axis_size(names) if names else 1)
+            start = jax.lax.axis_index(names) * part if names else 0
+            # What lies before the part wraps around, beyond it.
+            at = index % size - jnp.asarray(start, jnp.uint32)
+            here &= at < part
+            local, stride = local + stride * at, stride * part
+            index = index // size
+        here &= index == 0
+        return jnp.where(here, local, 0), here
+
+
+WHOLE = Shards()
+"""Where there is one part."""
 
 
 def _is_explicit(sharding: NamedSharding) -> bool:

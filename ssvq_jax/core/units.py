@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ssvq_jax.core.sharding import WHOLE, Shards
+
 SMALL_CHUNK = 8192  # points, where there is one chunk, and for passes beside Lloyd's
 FAR = 2.0**50  # its square, summed over coordinates, is finite
 
@@ -24,15 +26,19 @@ class Units(NamedTuple):
     weight: Float[Array, ""]
 
 
-def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Units:
-    """The units that make points and weights of about 1."""
-    weight = _power_of_two(jnp.max(weights))
+def find_units(
+    points: Float[Array, "n d"],
+    weights: Float[Array, "n q"],
+    shards: Shards = WHOLE,
+) -> Units:
+    """The units that make points and weights of about 1, of all parts together."""
+    weight = _power_of_two(shards.max(jnp.max(weights)))
 
     def enlarge(largest, x, w):
         return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
 
     zero = jnp.zeros_like(points[0, 0])
-    scale = _power_of_two(over_chunks(enlarge, zero, points, weights))
+    scale = _power_of_two(shards.max(over_chunks(enlarge, zero, points, weights)))
 
     def add(sums, x, w):
         x, w = _scale(x, scale), w * (1 / weight)
@@ -40,7 +46,8 @@ def find_units(points: Float[Array, "n d"], weights: Float[Array, "n q"]) -> Uni
 
     size = math.gcd(points.shape[0], SMALL_CHUNK)
     blank = jnp.zeros_like(weights[:size]), jnp.zeros_like(points[:size])
-    mass, mean = map(_sum_rows, over_chunks(add, blank, points, weights))
+    sums = over_chunks(add, blank, points, weights)
+    mass, mean = (shards.sum(_sum_rows(x)) for x in sums)
     mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
     return Units(scale, mean, weight)
 

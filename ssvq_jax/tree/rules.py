@@ -14,6 +14,7 @@ from ssvq_jax.codecs import Codec, Compressed, encode, is_compressed, stacked
 from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.kmeans import Key
+from ssvq_jax.core.sharding import slice_of
 from ssvq_jax.tree.paths import flatten
 
 _ATTENTION_INPUT = re.compile(r"(.*/)?(query|key|value)/kernel")
@@ -120,8 +121,9 @@ def _encoded(rule: Rule, path: str, leaf: Any, importance: Any, key: Key) -> Com
     inner = dataclasses.replace(rule, stack=rule.stack - 1)
     nodes = []
     for i in range(shape[0]):
-        own = None if importance is None else importance[i]
-        nodes.append(_encoded(inner, path, leaf[i], own, jax.random.fold_in(key, i)))
+        own = None if importance is None else slice_of(importance, i)
+        part = slice_of(leaf, i)
+        nodes.append(_encoded(inner, path, part, own, jax.random.fold_in(key, i)))
     # Where float16 cannot hold one of them, all have what can.
     held = {
         name: value
@@ -130,7 +132,7 @@ def _encoded(rule: Rule, path: str, leaf: Any, importance: Any, key: Key) -> Com
         if value != getattr(codec, name)
     }
     codec = dataclasses.replace(codec, **held)
-    return stacked([dataclasses.replace(node, codec=codec) for node in nodes])
+    return stacked([dataclasses.replace(node, codec=codec) for node in nodes], leaf)
 
 
 def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:

@@ -70,7 +70,7 @@ def finalize(tree: Any) -> Any:
 
     def final(node):
         if node.stack:
-            return stacked([final(part) for part in node.slices()])
+            return stacked([final(part) for part in node.slices()], node.grid_leaf)
         return jax.tree.map(jnp.asarray, node).finalize()
 
     return _map_compressed(final, tree)
