@@ -407,12 +407,12 @@ def _assign(
     return assigned.like(node, weight) if training else assigned
 
 
-def stacked(nodes: Sequence[Compressed], like: AnyArray) -> Compressed:
+def stacked(nodes: Sequence[Compressed], like: AnyArray | None = None) -> Compressed:
     """The stack of nodes of one codec and shape; inverse of `Compressed.slices`.
 
     Args:
       nodes: The slices.
-      like: What they are stacked like over devices.
+      like: A stack whose slices they are of, and over whose devices they go.
     """
     return jax.tree.map(lambda *leaves: stack(leaves, like), *nodes)
 

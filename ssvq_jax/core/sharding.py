@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ssvq_jax.core.blocks import AnyArray
 
 
-def sharding_of(x: AnyArray) -> NamedSharding | None:
+def sharding_of(x: AnyArray | None) -> NamedSharding | None:
     """The named sharding that splits `x` over devices, as far as it is known.
 
     For a tracer it is known under Explicit axes only; NumPy arrays have none.
@@ -74,7 +74,7 @@ def slice_of(x: AnyArray, i: int) -> AnyArray:
     return jnp.asarray(x).at[i].get(out_sharding=rest)
 
 
-def stack(parts: Sequence[Array], like: AnyArray) -> Array:
+def stack(parts: Sequence[Array], like: AnyArray | None) -> Array:
     """`jnp.stack`; devices that hold slices of `like` of their own hold those alone."""
     whole = jnp.stack(parts)
     sharding = sharding_of(like)
