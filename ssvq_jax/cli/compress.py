@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from ssvq_jax import calibration, tree
+from ssvq_jax import __version__, calibration, tree
 from ssvq_jax.checkpoint import UPCAST, Checkpoint, digest, tied_row, widened
 from ssvq_jax.cli.choices import (
     METHODS,
@@ -23,6 +24,7 @@ from ssvq_jax.cli.choices import (
     codec_of,
     read_rules,
 )
+from ssvq_jax.cli.finished import Finished
 from ssvq_jax.cli.inspect import describe_file, file_json, report_json
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, byte_count, check_target, progress, status
@@ -76,6 +78,9 @@ def compress(
     --min-weights weights, and gets smaller by it. Tensors that are equal are compressed
     and stored once, whatever their names, from 4,096 numbers on. The rest is kept as it
     is; `ssvq info` lists all of it.
+
+    A run that is cut off has kept the larger tensors that it had finished, in the
+    folder OUT.partial; the same command goes on from there, and removes it.
 
     Args:
       source: Checkpoint: *.safetensors, the index of its shards,
@@ -181,7 +186,11 @@ def compress(
     if dry_run:
         _show(Report.of(_planned(checkpoint, chosen)), json, quiet)
         return 0
-    encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent)
+    finished = Finished(out)
+    encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent, finished)
+    if finished.found and not silent:
+        text = f"{finished.folder}: {finished.found} tensors were finished before"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
     report = Report.of(rows)
     if not report.compressed.weights:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")
@@ -201,6 +210,7 @@ def compress(
             max_shard_size=most,
         )
     )
+    finished.remove()
     if json:
         contents = {**file_json(packed), **report_json(report), "kept": kept}
         if moments is not None:
@@ -217,6 +227,7 @@ def _encoded(
     moments: Statistics | None,
     key: Any,
     silent: bool,
+    finished: Finished,
 ) -> tuple[dict[str, Any], list[Row], dict[str, str]]:
     """Nodes and arrays by name; their rows; why chosen ones stay as they are."""
     leaves: dict[str, Any] = {}
@@ -246,11 +257,18 @@ def _encoded(
             if rule is not None:
                 weight = {name: jnp.asarray(widened(values))}
                 own = None if moments is None or name not in moments else moments
+                causes = _causes(name, content, key, own)
+                node = finished.read(causes) if values.size >= finished.least else None
                 try:
-                    node = calibration.compress(weight, [rule], key=key, moments=own)
-                    node = tree.finalize(node)
-                    (row,) = tree.report(node, weight).rows
-                    leaves.update(node)
+                    if node is None:
+                        compressed = calibration.compress(
+                            weight, [rule], key=key, moments=own
+                        )
+                        node = tree.finalize(compressed)[name]
+                        if values.size >= finished.least:
+                            finished.write(causes, node)
+                    leaves[name] = node
+                    (row,) = tree.report({name: node}, weight).rows
                 except ValueError as error:  # NaN, or out of range for the codebook
                     kept[name] = str(error)
             done[content] = row
@@ -258,6 +276,17 @@ def _encoded(
     found = {row.path: row for row in rows}
     rows = [found[name] for name in checkpoint]
     return {name: leaves[name] for name in checkpoint}, rows, kept
+
+
+def _causes(
+    name: str, content: tuple[Any, ...], key: Any, moments: Statistics | None
+) -> list[bytes]:
+    """All that the compressed form of a tensor depends on."""
+    rule, values = content
+    parts = [] if moments is None else jax.tree.leaves(moments[name])
+    known = [name, repr(rule), str(jax.random.key_data(key)), __version__]
+    digests = [digest(np.asarray(part)) for part in parts]
+    return [*(text.encode() for text in known), values, *digests]
 
 
 def _planned(checkpoint: Checkpoint, chosen: Mapping[str, tree.Rule]) -> Iterator[Row]:
