@@ -17,6 +17,7 @@ Subject = Literal[
     "refine",
     "decode",
     "matmul",
+    "generate",
     "training",
     "growth",
     "sharding",

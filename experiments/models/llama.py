@@ -248,7 +248,7 @@ class Llama(nnx.Module):
         length = config.context if length is None else length
         if not 0 < length <= config.context:
             raise ValueError(f"length: expected 1 to {config.context}, got {length}")
-        dtype = self.model.embed_tokens.embedding.dtype
+        dtype = self.model.embed_tokens.dtype  # of what it gives, and so of all else
         shape = (config.depth, batch, length, config.shared_heads, config.head)
         keys, values = (jnp.zeros(shape, dtype) for _ in range(2))  # may be donated
         return Cache(keys, values, jnp.zeros((), jnp.int32))
