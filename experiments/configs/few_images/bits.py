@@ -14,9 +14,9 @@ float one. Its batch norms were folded; without any, VQ, MVQ and SSVQ end at cha
 weights, are quantised uniformly to 8 bits everywhere.
 
 28 runs of three to five minutes on 2 CPU cores. Top-1 there at 1.5, 2, 3 and 4 bits:
-EfficientNet-Lite0 VQ 33, 56, 78 and 83 %, SSVQ 21, 55, 75 and 84; MobileNet-V2 VQ 14,
-45, 69 and 76, SSVQ 12, 39, 74 and 84. UQ gets 14, 74 and 82 % and 3, 53 and 76 from 2
-bits on, MVQ 10, 56, 71 and 2, 38, 58 up to 3.
+EfficientNet-Lite0 VQ 33, 56, 78 and 83 %, SSVQ 21, 55, 75 and 84; MobileNet-V2 VQ 18,
+42, 72 and 77, SSVQ 7, 37, 72 and 84. UQ gets 14, 74 and 82 % and 4, 66 and 81 from 2
+bits on, MVQ 10, 56, 71 and 2, 40, 59 up to 3.
 """
 
 from experiments.configs.few_images._few_images import CODECS, NETS, matching
