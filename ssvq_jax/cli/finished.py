@@ -24,8 +24,8 @@ class Finished:
       found: How many tensors were found in it.
     """
 
-    least: ClassVar = 1 << 20
-    """Weights of the smallest tensors that are worth it: they take about a second."""
+    least: ClassVar = 1 << 18
+    """Weights of the smallest tensors that are worth a file: some 50 ms of work."""
 
     def __init__(self, out: pathlib.Path):
         self.folder = out.absolute().with_name(f"{out.name}.partial")
