@@ -104,8 +104,11 @@ def test_any_number_of_devices(devices, kind, rng, key):
         np.testing.assert_allclose(found[2], expected[2], rtol=5e-3)
 
 
-@pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=str)
-@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+PROGRAMS = [(codec, P(None, "x"), AxisType.Auto) for codec in CODECS]
+PROGRAMS += [(CODECS[i], P("x"), AxisType.Explicit) for i in (2, 5, 6)]
+
+
+@pytest.mark.parametrize(("codec", "spec", "kind"), PROGRAMS, ids=str)
 def test_no_device_holds_a_whole_weight(codec, spec, kind, key):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
     weight = jax.ShapeDtypeStruct(

@@ -245,15 +245,15 @@ def _in_units(
 
     def largest_of(x):
         """Of every channel, 1 for 0: in units of it sums do not overflow."""
-        largest = shards.max(xp.max(x, axis=others, keepdims=True), channel)
+        largest = shards.max(xp.max(x, axis=others, keepdims=True), others)
         return xp.where(largest > 0, largest, 1.0)
 
     def total(x):
-        return shards.sum(xp.sum(x, axis=others, keepdims=True), channel)
+        return shards.sum(xp.sum(x, axis=others, keepdims=True), others)
 
     def mean_of(x):
         mean = xp.mean(x, axis=others, keepdims=True)
-        return shards.sum(mean, channel) / shards.count(channel)
+        return shards.sum(mean, others) / shards.count(others)
 
     unit = largest_of(abs(weight))
     square = xp.square(weight / unit)
@@ -270,7 +270,9 @@ def _in_units(
     scale = unit * xp.sqrt(mean)
     scale = xp.where(scale >= float(xp.finfo(xp.float32).tiny), scale, 1.0)
     # The units of importance are free: squares of the scales' own may underflow.
-    counted = counted * xp.square(scale / shards.max(xp.max(scale, keepdims=True)))
+    channels = () if channel is None else (channel,)
+    largest = shards.max(xp.max(scale, keepdims=True), channels)
+    counted = counted * xp.square(scale / largest)
     # What does not count may be too large in these units.
     weight = xp.where(counted > 0, weight, 0.0) / scale
     return weight, counted, scale.reshape(-1)

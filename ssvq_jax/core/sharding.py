@@ -169,28 +169,28 @@ class Shards:
         """Those of a sharding that `split_sharding` gave."""
         return cls(shape, tuple(map(_names, sharding.spec)))
 
-    def names(self, without: int | None = None) -> tuple[str, ...]:
-        """The mesh axes, without those of one axis of the grid."""
+    def names(self, axes: Sequence[int] | None = None) -> tuple[str, ...]:
+        """The mesh axes that split some axes of the grid, or any."""
         return tuple(
             name
             for axis, names in enumerate(self.axes)
-            if axis != without
+            if axes is None or axis in axes
             for name in names
         )
 
-    def sum(self, x: Any, without: int | None = None) -> Any:
-        """The sum over all parts, or over those that differ in other axes."""
-        names = self.names(without)
+    def sum(self, x: Any, axes: Sequence[int] | None = None) -> Any:
+        """The sum over all parts, or over those that differ in these axes."""
+        names = self.names(axes)
         return jax.lax.psum(x, names) if names else x
 
-    def max(self, x: Any, without: int | None = None) -> Any:
+    def max(self, x: Any, axes: Sequence[int] | None = None) -> Any:
         """The largest, as `sum`."""
-        names = self.names(without)
+        names = self.names(axes)
         return jax.lax.pmax(x, names) if names else x
 
-    def count(self, without: int | None = None) -> int:
+    def count(self, axes: Sequence[int] | None = None) -> int:
         """How many parts `sum` adds."""
-        names = self.names(without)
+        names = self.names(axes)
         return jax.lax.axis_size(names) if names else 1
 
     def gather(self, x: Array) -> Array:
