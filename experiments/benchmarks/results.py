@@ -21,6 +21,7 @@ Subject = Literal[
     "training",
     "growth",
     "sharding",
+    "chain",
 ]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 FILE = "benchmarks.jsonl"
