@@ -8,7 +8,9 @@ python -m experiments.compress experiments/configs/coco/instances_bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Backbone, neck, heads and prototypes are compressed as in bits.py, calibrated on 180
-training images; the 177 validation images test. Not run to its end yet.
+training images; the 177 validation images test. 7 runs, 16 minutes on 2 CPU cores. Mask
+AP there at 2, 3 and 4 bits: VQ 6.6, 10.7 and 12.8, SSVQ with coded signs 7.0, 10.6 and
+13.5; float32 has 15.4.
 """
 
 from experiments.configs.coco._coco import calibrated, tested
