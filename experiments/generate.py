@@ -10,16 +10,13 @@ compress` made of one in PyTorch's layout, whose blocks lie along the other axis
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -27,6 +24,7 @@ from flax import nnx
 from experiments.data.tokens import BYTES, Tokenizer, open_tokenizer
 from experiments.evaluate import load
 from experiments.models.checkpoint import load_packed
+from experiments.models.llama import continuation
 from experiments.models.network import TextNetwork
 from experiments.models.zoo import NETWORKS
 from experiments.training.terminal import parse
@@ -80,19 +78,22 @@ def main(options: Options) -> None:
     print(options.prompt, end="", flush=True)
     times, written = [], []
     shown = ""
-    for token in continuation(
-        graphdef,
-        params,
-        prompt,
-        count=options.tokens,
-        temperature=options.temperature,
-        key=jax.random.key(options.seed),
-    ):
-        written.append(token)
-        times.append(time.perf_counter())
-        text = tokenizer.decode(np.array(written)).rstrip("\ufffd")
-        print(text[len(shown) :], end="", flush=True)
-        shown = max(shown, text, key=len)
+    try:
+        for token in continuation(
+            graphdef,
+            params,
+            prompt,
+            count=options.tokens,
+            temperature=options.temperature,
+            key=jax.random.key(options.seed),
+        ):
+            written.append(token)
+            times.append(time.perf_counter())
+            text = tokenizer.decode(np.array(written)).rstrip("\ufffd")
+            print(text[len(shown) :], end="", flush=True)
+            shown = max(shown, text, key=len)
+    except ValueError as error:
+        raise SystemExit(f"--{error}") from error
     print(flush=True)
     if len(times) > 2:  # the second one waits for the compiler
         speed = (len(times) - 2) / (times[-1] - times[1])
@@ -115,53 +116,6 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
     if not len(found):
         raise SystemExit("--prompt: expected a text, got an empty one")
     return found
-
-
-def continuation(
-    graphdef: Any,
-    params: Any,
-    prompt: np.ndarray,
-    *,
-    count: int,
-    temperature: float = 0.0,
-    key: jax.Array,
-) -> Iterator[int]:
-    """The tokens after a prompt, each as soon as it is found.
-
-    Args:
-      graphdef: Of a `Llama`.
-      params: Its parameters, kernels compressed or not.
-      prompt: Tokens, `(tokens,)`.
-      count: Tokens at most; fewer where the context ends.
-      temperature: Of the probabilities that are drawn from; 0 for the likeliest token.
-      key: JAX random key.
-
-    Raises:
-      SystemExit: A prompt that the context has no room for.
-    """
-    model = nnx.merge(graphdef, params)
-    context = model.config.context
-    if len(prompt) >= context:
-        raise SystemExit(
-            f"--prompt: expected less than the context of {context:,} tokens, got "
-            f"{len(prompt):,}"
-        )
-    room = min(context, len(prompt) + count)
-    cache = model.cache(1, room)
-
-    @functools.partial(jax.jit, donate_argnums=2)
-    def extend(params: Any, tokens: jax.Array, cache: Any, key: jax.Array) -> Any:
-        logits, cache = nnx.merge(graphdef, params).extend(tokens, cache)
-        if temperature:
-            token = jax.random.categorical(key, logits.astype("float32") / temperature)
-        else:
-            token = jnp.argmax(logits, axis=-1)
-        return token[:, None], cache
-
-    tokens = jnp.asarray(prompt)[None]
-    for step in range(room - len(prompt)):
-        tokens, cache = extend(params, tokens, cache, jax.random.fold_in(key, step))
-        yield int(tokens[0, 0])
 
 
 def _weights(network: TextNetwork, path: pathlib.Path) -> tuple[Any, Any]:

@@ -69,11 +69,12 @@ class CompressedModule(nnx.Module):
         )
         kinds = {path: jax.tree.structure(box) for path, box in boxes.items()}
 
-        def variable(path, leaf):
+        def variable(path, name, leaf):
             """With the metadata of its weight, as names of axes, if it has its axes."""
-            if leaf.shape == trainable[path].array_shape:
-                return jax.tree.unflatten(kinds[path], [leaf])
-            return nnx.Param(leaf)
+            node = trainable[path]
+            if name in node.linear_leaves or leaf.shape != node.array_shape:
+                return nnx.Param(leaf)
+            return jax.tree.unflatten(kinds[path], [leaf])
 
         for path, kind in kinds.items():
             if path in fixed:
@@ -88,7 +89,7 @@ class CompressedModule(nnx.Module):
             {
                 path: {
                     type(node).__name__: {
-                        name: variable(path, leaf)
+                        name: variable(path, name, leaf)
                         for name, leaf in node.leaves().items()
                     }
                 }

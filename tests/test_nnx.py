@@ -217,8 +217,8 @@ def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
     mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
-        model = nnx.Linear(16, 32, kernel_init=init, rngs=nnx.Rngs(0))
-    rules = [ssvq.Rule("kernel", ssvq.SSVQ(4, 4))]
+        model = nnx.Linear(16, 8, kernel_init=init, rngs=nnx.Rngs(0))
+    rules = [ssvq.Rule("kernel", ssvq.SSVQ(16, 8))]
     compressed = ssvq_jax.nnx.compress(model, rules, key=key)
     x = jnp.ones((2, 16))
     assert compressed(x).shape == model(x).shape
@@ -228,6 +228,7 @@ def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
     leaves = compressed.compressed["kernel"]["SSVQWeight"]
     assert leaves["latent"].get_metadata() == metadata  # names of the axes
     assert nnx.get_partition_spec(leaves["latent"]).get_value() == P(None, "model")
+    assert leaves["codebook"].shape == model.kernel.shape  # by chance
     assert leaves["codebook"].get_metadata() != metadata
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(compressed, x), decoded(x))
 

@@ -181,6 +181,40 @@ def test_encode_under_jit(codec, mesh, rng, key):
     )
 
 
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
+def test_what_no_device_can_have_a_part_of(codec, kind, rng, key):
+    """Sharded along blocks that may not be cut, and no other axis divides."""
+    weight = rng.normal(size=(36, 3)).astype(np.float32)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,))
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("x")))
+    one, two = (ssvq.encode(codec, w, key=key) for w in (weight, sharded))
+    assert_same(ssvq.decode(two), ssvq.decode(one))
+    if not isinstance(codec, ssvq.SSVQ):  # a select of Explicit latents
+        assert_same(two.assign(-sharded), one.assign(-weight))
+
+
+def test_where_keys_and_other_axes_lie(rng, key):
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    kinds = (AxisType.Auto, AxisType.Explicit)
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=kinds)
+    one = ssvq.decode(ssvq.encode(CODECS[0], weight, key=key))
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))
+    here = jax.device_put(key, jax.devices()[0])
+    assert_same(ssvq.decode(ssvq.encode(CODECS[0], sharded, key=here)), one)
+    encode = jax.jit(functools.partial(ssvq.encode, CODECS[0], key=key))
+    assert_same(ssvq.decode(encode(sharded)), one)
+
+
+@pytest.mark.parametrize("spec", [P(), P("x", None, "y"), P("x")], ids=str)
+def test_under_vmap(spec, mesh, rng, key):
+    weight = rng.normal(size=(4, 64, 16)).astype(np.float32)
+    encode = functools.partial(ssvq.encode, CODECS[0], key=key)
+    sharded = jax.device_put(weight, NamedSharding(mesh, spec))
+    nodes = jax.vmap(encode)(sharded)
+    for node, part in zip(nodes.slices(), weight, strict=True):
+        assert_same(ssvq.decode(node), ssvq.decode(encode(part)))
+
+
 def test_matmul(mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     x = rng.normal(size=(4, 64)).astype(np.float32)

@@ -21,8 +21,7 @@ import ssvq_jax as ssvq
 from experiments.benchmarks.measure import once
 from experiments.benchmarks.rows import Row
 from experiments.benchmarks.subject import Options, run
-from experiments.generate import continuation
-from experiments.models.llama import CONFIGS, Llama
+from experiments.models.llama import CONFIGS, Llama, continuation
 
 KERNELS = "model/layers/.*/kernel"
 CODECS = (ssvq.SSVQ(16, 8), ssvq.SSVQ(16, 4), ssvq.VQ(64, 4))

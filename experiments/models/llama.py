@@ -1,10 +1,13 @@
 """Llama (Touvron et al., 2023); attributes as in Hugging Face's."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import ssvq_jax as ssvq
@@ -272,6 +275,53 @@ class Llama(nnx.Module):
             x, grown = block(x, batch, i, grown)
         last = x.reshape(batch, count, width)[:, -1:]
         return self.outputs(last)[:, 0], grown._replace(length=cache.length + count)
+
+
+def continuation(
+    graphdef: Any,
+    params: Any,
+    prompt: np.ndarray,
+    *,
+    count: int,
+    temperature: float = 0.0,
+    key: jax.Array,
+) -> Iterator[int]:
+    """The tokens after a prompt, each as soon as it is found.
+
+    Args:
+      graphdef: Of a `Llama`.
+      params: Its parameters, kernels compressed or not.
+      prompt: Tokens, `(tokens,)`.
+      count: Tokens at most; fewer where the context ends.
+      temperature: Of the probabilities that are drawn from; 0 for the likeliest token.
+      key: JAX random key.
+
+    Raises:
+      ValueError: A prompt that the context has no room for.
+    """
+    model = nnx.merge(graphdef, params)
+    context = model.config.context
+    if len(prompt) >= context:
+        raise ValueError(
+            f"prompt: expected less than the context of {context:,} tokens, got "
+            f"{len(prompt):,}"
+        )
+    room = min(context, len(prompt) + count)
+    cache = model.cache(1, room)
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def extend(params: Any, tokens: jax.Array, cache: Any, key: jax.Array) -> Any:
+        logits, cache = nnx.merge(graphdef, params).extend(tokens, cache)
+        if temperature:
+            token = jax.random.categorical(key, logits.astype("float32") / temperature)
+        else:
+            token = jnp.argmax(logits, axis=-1)
+        return token[:, None], cache
+
+    tokens = jnp.asarray(prompt)[None]
+    for step in range(room - len(prompt)):
+        tokens, cache = extend(params, tokens, cache, jax.random.fold_in(key, step))
+        yield int(tokens[0, 0])
 
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:

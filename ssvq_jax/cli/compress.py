@@ -138,6 +138,7 @@ def compress(
         for file in map(pathlib.Path, checkpoint.files):
             if is_shard(file.name, out) and folder.samefile(file.absolute().parent):
                 raise ValueError(f"{file}: is the source; give the output another name")
+    finished = Finished(out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
     check_savable(name_leaves(leaves)[0], alignment, most)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
@@ -186,7 +187,6 @@ def compress(
     if dry_run:
         _show(Report.of(_planned(checkpoint, chosen)), json, quiet)
         return 0
-    finished = Finished(out)
     encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent, finished)
     if finished.found and not silent:
         text = f"{finished.folder}: {finished.found} tensors were finished before"
@@ -284,7 +284,8 @@ def _causes(
     """All that the compressed form of a tensor depends on."""
     rule, values = content
     parts = [] if moments is None else jax.tree.leaves(moments[name])
-    known = [name, repr(rule), str(jax.random.key_data(key)), __version__]
+    place = jax.__version__, jax.default_backend(), jnp.result_type(float).name
+    known = [name, repr(rule), str(jax.random.key_data(key)), __version__, repr(place)]
     digests = [digest(np.asarray(part)) for part in parts]
     return [*(text.encode() for text in known), values, *digests]
 

@@ -93,6 +93,8 @@ def cluster(
     if split is None:
         found = _fit(weight, importance, key, options)
     else:
+        if not isinstance(key, Tracer):  # one may be on a single device
+            key = place(jnp.asarray(key), replicated(split))
         found = _fit_parts(weight, importance, key, options, split)
     codebook, codes, scale, signs = found
     return (

@@ -36,6 +36,7 @@ from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
     place,
+    replicated,
     sharding_of,
     slice_of,
     split_sharding,
@@ -398,8 +399,10 @@ def _assign(
             in_specs=(node.replace(**leaves), spec, spec),
             out_specs=(spec, spec),
         )
-        targets, importance = place(targets, split), place(importance, split)
-    codes, factors = assign(node, targets, importance)
+    else:
+        assign = compiler_sharded(assign, replicated(sharding))
+    target = replicated(sharding) if split is None else split
+    codes, factors = assign(node, place(targets, target), place(importance, target))
     codes = place(codes, fit_sharding(sharding, codes.shape))
     if factors is not None:
         factors = place(factors, sharding)

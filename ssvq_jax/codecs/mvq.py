@@ -26,6 +26,7 @@ from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.sharding import (
     fit_sharding,
     place,
+    replicate,
     sharding_of,
     split_sharding,
 )
@@ -83,7 +84,8 @@ class MVQ(CodebookCodec):
     def encode(self, weight, *, key, importance, axis):
         split = split_sharding(weight, block_units(weight.shape, self.block, axis))
         sharding = sharding_of(weight)
-        kept, mask = _masks(place(weight, split), self, axis, split)
+        whole = replicate(weight) if split is None else place(weight, split)
+        kept, mask = _masks(whole, self, axis, split)
         kept = place(kept, sharding)
         kept = kept if importance is None else kept * importance
         return MVQWeight(

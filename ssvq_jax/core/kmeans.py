@@ -55,7 +55,8 @@ def fit_codebook(
         `(k, d)` codebook to start from.
       axis_name: Inside of `jax.shard_map`, the mesh axes over which points are split,
         as many on every device: one codebook for the points of all devices. Nothing
-        but sums, samples and the candidates for reseeding passes between them.
+        but sums, samples and the candidates for reseeding passes between them. `key`
+        and `init` have to be the same on all of them.
 
     Returns:
       `(codebook, codes, inertia)`: `(k, d)` float32; `(n,)` int32, the codeword of
@@ -124,7 +125,7 @@ def fit_codebook(
         key=key,
         iterations=iterations,
         start=start,
-        shards=Shards((total,), (names,)),
+        shards=Shards((total,), (names,)) if names else WHOLE,
     )
     return codebook, codes[:count], inertia
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ssvq_jax.core.blocks import AnyArray
@@ -47,11 +47,22 @@ def fit_sharding(
 
 
 def place(x: Array, sharding: NamedSharding | None) -> Array:
-    """Move `x` to `sharding`, where one is given."""
+    """Move `x` to `sharding`, where one is given.
+
+    Where devices are not known, as under `jax.vmap`, the compiler moves it.
+    """
     if sharding is None:
         return x
-    if _is_explicit(sharding):
+    kinds = _kinds(sharding)
+    if isinstance(x, Tracer) and AxisType.Explicit in kinds.values():
+        spec = (  # Auto axes are the compiler's
+            tuple(n for n in _names(entry) if kinds[n] == AxisType.Explicit) or None
+            for entry in sharding.spec
+        )
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
         return jax.sharding.reshard(x, sharding)
+    if isinstance(sharding.mesh, AbstractMesh):
+        return x
     return jax.device_put(x, sharding)
 
 
@@ -71,7 +82,7 @@ def slice_of(x: AnyArray, i: int) -> AnyArray:
     if sharding is None or not _is_explicit(sharding):
         return x[i]
     rest = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return jnp.asarray(x).at[i].get(out_sharding=rest)
+    return compiler_sharded(lambda x: x[i], rest)(jnp.asarray(x))
 
 
 def stack(parts: Sequence[Array], like: AnyArray | None) -> Array:
@@ -117,8 +128,7 @@ def split_sharding(x: Array, units: tuple[int, ...]) -> NamedSharding | None:
     sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
-    mesh = sharding.mesh
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    mesh, kinds = sharding.mesh, _kinds(sharding)
     if AxisType.Manual in kinds.values():
         return None
     split: list[tuple[str, ...]] = [()] * x.ndim
@@ -230,6 +240,11 @@ class Shards:
 
 WHOLE = Shards()
 """Where there is one part."""
+
+
+def _kinds(sharding: NamedSharding) -> dict[str, AxisType]:
+    mesh = sharding.mesh
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
 
 def _is_explicit(sharding: NamedSharding) -> bool:

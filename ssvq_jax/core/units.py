@@ -71,19 +71,18 @@ def _sum_rows(x: Float[Array, "n c"]) -> Float[Array, "1 c"]:
     The order of a compiler's own sum depends on the number of threads. 64 rows at a
     time, since loops are slow with short rows.
     """
-    group = math.gcd(x.shape[0], 64)
-    for columns in (group * x.shape[1], x.shape[1]):
-        rows = x.reshape(-1, columns)
-        blank = jnp.zeros_like(rows[0])
-        add = functools.partial(_add_row, rows)
-        x = jax.lax.fori_loop(0, rows.shape[0], add, blank)
-    return x[None]
+    for rows in (math.gcd(x.shape[0], 64), 1):
+        blank = jnp.zeros_like(x[:rows])
+        add = functools.partial(_add_rows, x)
+        x = jax.lax.fori_loop(0, x.shape[0] // rows, add, blank)
+    return x
 
 
-def _add_row(
-    rows: Float[Array, "n c"], i: Int[Array, ""], total: Float[Array, " c"]
-) -> Float[Array, " c"]:
-    return total + rows[i]
+def _add_rows(
+    x: Float[Array, "n c"], i: Int[Array, ""], total: Float[Array, "rows c"]
+) -> Float[Array, "rows c"]:
+    count = total.shape[0]
+    return total + jax.lax.dynamic_slice_in_dim(x, i * count, count)
 
 
 def normalize(

@@ -43,18 +43,35 @@ def test_what_is_finished_is_not_encoded_again(source, tmp_path, encoded, ssvq_c
     assert status != 0 and encoded == ["w0", "w1", "w2"]
     folder = tmp_path / "out.partial"
     assert len(list(folder.iterdir())) == 2 and not out.exists()
-    (folder / "ab.tmp").write_text("not ours")
+    others = {".editor.tmp", "mine.ssvq.safetensors"}
+    for name in others:
+        (folder / name).write_text("not ours")
 
     status, _, error = ssvq_command("compress", source, out)
     assert status == 0 and encoded[3:] == ["w2", "w3"]
     assert "out.partial: 2 tensors were finished before" in error
-    assert [x.name for x in folder.iterdir()] == ["ab.tmp"]
+    assert {x.name for x in folder.iterdir()} == others
     ssvq_command("compress", source, whole)
     assert whole.read_bytes() == out.read_bytes()
     assert not pathlib.Path(f"{whole}.partial").exists()
 
 
-@pytest.mark.parametrize("change", ["seed", "codec", "weights", "damage"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_a_folder_that_is_none_is_refused_before_any_work(
+    kind, source, tmp_path, encoded, ssvq_command
+):
+    place, elsewhere = tmp_path / "out.partial", tmp_path / "elsewhere"
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.symlink_to(elsewhere)
+    if kind == "link":
+        elsewhere.mkdir()
+    status, _, error = ssvq_command("compress", source, tmp_path / "out")
+    assert status == 2 and "out.partial" in error and not encoded
+
+
+@pytest.mark.parametrize("change", ["seed", "codec", "weights", "damage", "swap"])
 def test_what_another_run_finished_is_not_taken(
     change, source, tmp_path, encoded, ssvq_command, rng
 ):
@@ -67,5 +84,9 @@ def test_what_another_run_finished_is_not_taken(
     if change == "damage":
         for file in (tmp_path / "out.partial").iterdir():
             file.write_bytes(file.read_bytes()[:-1])
+    if change == "swap":
+        one, other = (tmp_path / "out.partial").iterdir()
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second), other.write_bytes(first)
     status, *_ = ssvq_command("compress", source, out, *options)
     assert status == 0 and encoded[3:5] == ["w0", "w1"]

@@ -15,7 +15,7 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments import generate
 from experiments.data import text, tokens
-from experiments.models.llama import Llama, LlamaConfig
+from experiments.models.llama import Llama, LlamaConfig, continuation
 from experiments.models.network import TextNetwork
 from experiments.tasks import Language
 from experiments.training.config import Compression, Data, Experiment, Optimization
@@ -202,9 +202,7 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
     dense = ssvq.decode(params)
     prompt = tokens.Bytes().encode("12 app")
     ways = [
-        list(
-            generate.continuation(graphdef, x, prompt, count=99, key=jax.random.key(0))
-        )
+        list(continuation(graphdef, x, prompt, count=99, key=jax.random.key(0)))
         for x in (params, dense)
     ]
     # Up to the end of the context, and as by the whole sequence every time.
@@ -214,7 +212,7 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
     assert ways[0] == ways[1] == greedy[6:]
     drawn = [
         list(
-            generate.continuation(
+            continuation(
                 *(graphdef, params, prompt),
                 count=6,
                 temperature=2.0,
@@ -224,9 +222,9 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    with pytest.raises(SystemExit, match="less than the context of 16 tokens, got 16"):
+    with pytest.raises(ValueError, match="less than the context of 16 tokens, got 16"):
         long = np.zeros(16, np.int32)
-        next(generate.continuation(graphdef, params, long, count=1, key=None))
+        next(continuation(graphdef, params, long, count=1, key=None))
 
 
 def test_the_command_writes_and_refuses(tmp_path, monkeypatch, capsys):
