@@ -355,7 +355,10 @@ class Compressed(abc.ABC):
 @functools.partial(jax.jit, static_argnums=1)  # one program, not one per operation
 def _decode(node: Compressed, dtype: np.dtype) -> Array:
     node.check()
-    sharding = fit_sharding(sharding_of(jnp.asarray(node.grid_leaf)), node.shape)
+    # Latents may be split where the grid of blocks cannot be.
+    leaves = [x for x in node.leaves().values() if jnp.shape(x) == node.shape]
+    found = (sharding_of(jnp.asarray(x)) for x in (node.grid_leaf, *leaves))
+    sharding = fit_sharding(next(filter(None, found), None), node.shape)
     values = compiler_sharded(lambda node: node.values(dtype), sharding)(node)
     return values.astype(dtype)
 

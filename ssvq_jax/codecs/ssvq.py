@@ -13,7 +13,7 @@ from ssvq_jax.codecs.codebook import CodebookCodec, CodebookWeight
 from ssvq_jax.codecs.codec import Compressed, Field
 from ssvq_jax.core.bits import from_valid_bits, pack_blocks, unpack_bits, valid_bits
 from ssvq_jax.core.checks import require_finite
-from ssvq_jax.core.sharding import compiler_sharded, sharding_of
+from ssvq_jax.core.sharding import compiler_sharded, place, sharding_of
 from ssvq_jax.core.sign_codes import (
     complete,
     nearest_word,
@@ -181,6 +181,7 @@ class SSVQWeight(CodebookWeight):
     def with_latent(self, weight: Array) -> Compressed:
         """The signs as latents, as far from changing as the weight is large."""
         minus = unpack_bits(self.signs, self.codec.block, self.shape, self.axis)
+        minus = place(minus, sharding_of(weight))
         magnitude = self.codec.latent_scale * jnp.abs(weight).astype(jnp.float32)
         # -0 would be a plus.
         magnitude = jnp.maximum(magnitude, float(jnp.finfo(jnp.float32).tiny))
