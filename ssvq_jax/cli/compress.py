@@ -257,15 +257,16 @@ def _encoded(
             if rule is not None:
                 weight = {name: jnp.asarray(widened(values))}
                 own = None if moments is None or name not in moments else moments
-                causes = _causes(name, content, key, own)
-                node = finished.read(causes) if values.size >= finished.least else None
+                large = values.size >= finished.least  # others are quicker made again
+                causes = _causes(name, content, key, own) if large else []
+                node = finished.read(causes) if large else None
                 try:
                     if node is None:
                         compressed = calibration.compress(
                             weight, [rule], key=key, moments=own
                         )
                         node = tree.finalize(compressed)[name]
-                        if values.size >= finished.least:
+                        if large:
                             finished.write(causes, node)
                     leaves[name] = node
                     (row,) = tree.report({name: node}, weight).rows
