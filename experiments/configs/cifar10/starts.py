@@ -4,8 +4,8 @@ python -m experiments.compress experiments/configs/cifar10/starts.py \
     --data-dir DIR --results experiments/results
 
 All runs start from the same float network, of deit_96.py. A calibrated start finds the
-codes of the same codec by the second moments of 4,096 training images. Three epochs,
-and at 1.5 bits ten beside those of headline.py. Rates are those of rates.py and
+codes of the same codec by the second moments of 4,096 training images. Three epochs and
+one seed; starts_seeds.py has ten and three. Rates are those of rates.py and
 starts_rates.py.
 """
 
@@ -22,7 +22,7 @@ METHODS = {
     1.5: ("vq", "learned", "coded"),
 }
 """What is compared, by bits."""
-_STARTED = {
+_RATES = {
     "plain": RATES | {"coded": (3e-4, 1e-3)},
     "calibrated": {
         "vq": (3e-4, 1e-3),
@@ -34,28 +34,22 @@ _STARTED = {
 
 
 def runs() -> dict[str, Experiment]:
-    """METHOD-START-BITS-EPOCHS-SEED."""
-    chosen = [
-        *((method, "calibrated", 1.5, 10, 0) for method in ("vq", "learned")),
-        *(
-            (method, start, bits, 3, 0)
-            for bits in (1.5, 1.25, 1)
-            for method in METHODS[bits]
-            for start in STARTS
-        ),
-    ]
-    found = {}
-    for method, start, bits, epochs, seed in chosen:
-        run = fine_tuning(
-            method,
-            bits,
-            epochs=epochs,
-            seed=seed,
-            rates=tuned(method, _STARTED[start]),
-        )
-        name = f"{method}-{start}-{bits:g}-{epochs}-{seed}"
-        found[name] = from_calibrated(run) if start == "calibrated" else run
-    return found
+    """METHOD-START-BITS."""
+    return {
+        f"{method}-{start}-{bits:g}": started(method, start, bits, epochs=3)
+        for bits in (1.5, 1.25, 1)
+        for method in METHODS[bits]
+        for start in STARTS
+    }
+
+
+def started(
+    method: str, start: str, bits: float, *, epochs: int, seed: int = 0
+) -> Experiment:
+    """A run of `fine_tuning` from one of `STARTS`, with its best rates."""
+    rates = tuned(method, _RATES[start])
+    run = fine_tuning(method, bits, epochs=epochs, seed=seed, rates=rates)
+    return from_calibrated(run) if start == "calibrated" else run
 
 
 def from_calibrated(experiment: Experiment) -> Experiment:
