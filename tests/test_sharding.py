@@ -104,6 +104,14 @@ def test_any_number_of_devices(devices, kind, rng, key):
         np.testing.assert_allclose(found[2], expected[2], rtol=5e-3)
 
 
+def _exchanged(program):
+    """Types of what passes between devices."""
+    return re.findall(
+        r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)[(]",
+        program.as_text(),
+    )
+
+
 PROGRAMS = [(codec, P(None, "x"), AxisType.Auto) for codec in CODECS]
 PROGRAMS += [(CODECS[i], P("x"), AxisType.Explicit) for i in (2, 5, 6)]
 
@@ -116,12 +124,10 @@ def test_no_device_holds_a_whole_weight(codec, spec, kind, key):
     )
     encode = jax.jit(lambda weight: ssvq.encode(codec, weight, key=key))
     program = encode.lower(weight).compile()
-    exchanged = re.findall(
-        r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)[(]",
-        program.as_text(),
-    )
     shapes = [
-        shape for part in exchanged for shape in re.findall(r"\[([\d,]+)\]", part)
+        shape
+        for part in _exchanged(program)
+        for shape in re.findall(r"\[([\d,]+)\]", part)
     ]
     sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
     # A sample to begin with, or a part for another.
@@ -169,6 +175,41 @@ def test_stacks(spec, mesh, rng, key):
     for leaf in (four["w"].codes, four["w"].latent, ssvq.decode(four["w"])):
         assert _padded(leaf.sharding.spec, 3) == tuple(spec)
     assert_same(ssvq.decode(ssvq.finalize(four)), ssvq.decode(ssvq.finalize(one)))
+
+
+EXPERTS = [CODECS[2], CODECS[6], ssvq.Uniform(3, scale_dtype="float32")]
+
+
+@pytest.mark.parametrize("codec", EXPERTS, ids=lambda codec: codec.describe())
+def test_experts_are_encoded_where_they_lie(codec, kind, rng, key):
+    """Nothing passes between devices, and the codes are those of one device."""
+    weight = rng.normal(size=(8, 2, 16, 24)).astype(np.float32)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+    sharded = jax.device_put(weight, NamedSharding(mesh, P(("x", "y"))))
+    rules = [ssvq.Rule("w", codec, stack=2)]
+    compress = functools.partial(ssvq.compress, rules=rules, key=key)
+    program = jax.jit(compress).lower({"w": sharded}).compile()
+    assert _exchanged(program) == []
+    expected = compress({"w": weight})
+    for found in (program({"w": sharded}), compress({"w": sharded})):
+        assert_same(found, expected)
+        for leaf in jax.tree.leaves(found):
+            assert leaf.addressable_shards[0].data.shape == (1, *leaf.shape[1:])
+
+
+def test_a_slice_that_float16_cannot_hold(kind, rng, key):
+    weight = rng.normal(size=(2, 16, 8)).astype("f4") * np.float32([[[1]], [[1e-9]]])
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,))
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("x")))
+    for codec, option in (
+        (ssvq.VQ(4, 4, channel_scale="float16"), "channel_scale"),
+        (ssvq.Uniform(4), "scale_dtype"),
+    ):
+        rules = [ssvq.Rule("w", codec, stack=1)]
+        one, two = (ssvq.compress({"w": w}, rules, key=key) for w in (weight, sharded))
+        assert getattr(two["w"].codec, option) == "bfloat16"
+        assert two["w"].codec == one["w"].codec
+        assert_same(two, one)
 
 
 @pytest.mark.parametrize("codec", CODECS[:4], ids=lambda codec: codec.describe())

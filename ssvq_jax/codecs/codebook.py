@@ -75,12 +75,8 @@ class CodebookCodec(Codec):
             axis=axis,
             key=key,
         )
-        own: Any = self
-        held = {"codebook_dtype": holding_dtype(self.codebook_dtype, codebook)}
-        if self.channel_scale is not None and channel_scale is not None:
-            held["channel_scale"] = holding_dtype(self.channel_scale, channel_scale)
         leaves = {
-            "codec": dataclasses.replace(own, **held),
+            "codec": self,
             "shape": weight.shape,
             "dtype": weight.dtype,
             "axis": axis,
@@ -218,6 +214,17 @@ class CodebookWeight(Compressed):
             return values
         scale = scale.astype(jnp.float32)
         return values * scale.reshape(channel_shape(self.shape, self.axis))
+
+    def holding_codec(self):
+        held = {}
+        for option, leaf in (
+            ("codebook_dtype", self.codebook),
+            ("channel_scale", self.channel_scale),
+        ):
+            dtype = getattr(self.codec, option)
+            if dtype is not None:
+                held[option] = holding_dtype(dtype, leaf, len(self.stack))
+        return dataclasses.replace(self.codec, **held)
 
     @property
     def scales(self):

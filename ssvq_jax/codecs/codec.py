@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
 from ssvq_jax.core.blocks import (
-    AnyArray,
     block_units,
     from_blocks,
     grid_shape,
@@ -40,7 +39,6 @@ from ssvq_jax.core.sharding import (
     sharding_of,
     slice_of,
     split_sharding,
-    stack,
 )
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
@@ -223,6 +221,13 @@ class Compressed(abc.ABC):
         Never 0. `None` for 1 everywhere.
         """
         return None
+
+    def holding_codec(self) -> Codec:
+        """The codec, with bfloat16 for what its float16 cannot hold of these leaves.
+
+        Known outside of `jit` only; of a stack, that for all of its slices.
+        """
+        return self.codec
 
     def choose(
         self,
@@ -411,16 +416,6 @@ def _assign(
         factors = place(factors, sharding)
     assigned = node.put(codes, factors)
     return assigned.like(node, weight) if training else assigned
-
-
-def stacked(nodes: Sequence[Compressed], like: AnyArray | None = None) -> Compressed:
-    """The stack of nodes of one codec and shape; inverse of `Compressed.slices`.
-
-    Args:
-      nodes: The slices.
-      like: A stack whose slices they are of, and over whose devices they go.
-    """
-    return jax.tree.map(lambda *leaves: stack(leaves, like), *nodes)
 
 
 def is_compressed(x: Any) -> bool:

@@ -1,6 +1,7 @@
 """`encode`: one weight array, checked, by any codec."""
 
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES, Codec, Compressed
 from ssvq_jax.core.blocks import contracted_axis
@@ -51,6 +52,19 @@ def encode(
       >>> node.codes.shape, node.bits / weight.size
       ((8, 32), 2.5)
     """
+    weight = checked_weight(weight)
+    if axis is None:
+        axis = contracted_axis(weight.shape)
+    elif not -weight.ndim <= axis < weight.ndim:
+        raise ValueError(f"axis: out of range for shape {weight.shape}, got {axis}")
+    importance = checked_importance(importance, weight.shape)
+    axis = axis % weight.ndim
+    node = codec.encode(weight, key=key, importance=importance, axis=axis)
+    return node.replace(codec=node.holding_codec())
+
+
+def checked_weight(weight: ArrayLike) -> Float[Array, "*shape"]:
+    """A weight as `encode` takes it, or its errors; values are checked if concrete."""
     weight = as_array(weight)
     require_floating("weight", weight)
     if weight.dtype.name not in WEIGHT_DTYPES:
@@ -64,10 +78,4 @@ def encode(
         )
     require_finite("weight", weight)
     require_representable("weight", weight)
-    if axis is None:
-        axis = contracted_axis(weight.shape)
-    elif not -weight.ndim <= axis < weight.ndim:
-        raise ValueError(f"axis: out of range for shape {weight.shape}, got {axis}")
-    importance = checked_importance(importance, weight.shape)
-    axis = axis % weight.ndim
-    return codec.encode(weight, key=key, importance=importance, axis=axis)
+    return weight

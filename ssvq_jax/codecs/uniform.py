@@ -90,10 +90,7 @@ class Uniform(Codec):
         )
         split = split_sharding(latent, tuple(units))
         others = _other_axes(weight.shape, axis)
-        widest = jnp.max(jnp.abs(latent)) / self.limits[1]
-        codec = dataclasses.replace(
-            self, scale_dtype=holding_dtype(self.scale_dtype, widest)
-        )
+        codec = _holding(self, latent)
         arrays = place(latent, split), place(importance, split)
         find = compiler_sharded(
             functools.partial(_least_error, codec, others),
@@ -174,6 +171,11 @@ class UniformWeight(Compressed):
         position = jnp.clip(self.weight / step, *self.codec.limits)
         return _replace_value(position, jnp.round(position)) * step
 
+    def holding_codec(self):
+        if self.weight is None:
+            return self.codec
+        return _holding(self.codec, self.weight, len(self.stack))
+
     @property
     def scales(self):
         return self._step(self.scale)
@@ -234,6 +236,12 @@ class _Best(NamedTuple):
     step: Float[Array, "..."]
     error: Float[Array, "..."]
     refit: Float[Array, "..."]
+
+
+def _holding(codec: Uniform, weight: Array, stack: int = 0) -> Uniform:
+    """The codec with a dtype for steps that holds those of all weights' range."""
+    dtype = holding_dtype(codec.scale_dtype, weight / codec.limits[1], stack)
+    return dataclasses.replace(codec, scale_dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -57,20 +57,25 @@ def require_representable(name: str, x: Array) -> None:
         )
 
 
-def out_of_range(x: Array, dtype: str) -> str | None:
-    """Whether the largest concrete value "overflows" a dtype or "underflows" it."""
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)))
-    if isinstance(largest, Tracer) or largest == 0:
+def out_of_range(x: Array, dtype: str, stack: int = 0) -> str | None:
+    """Whether the largest concrete value "overflows" a dtype or "underflows" it.
+
+    That of any slice, where so many leading axes are a stack's.
+    """
+    axes = tuple(range(stack, x.ndim))
+    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes)
+    if isinstance(largest, Tracer):
         return None
     limits = jnp.finfo(dtype)
-    if largest > float(limits.max):
+    if jnp.any(largest > float(limits.max)):
         return "overflows"
-    return "underflows" if largest < float(limits.tiny) else None
+    below = (largest > 0) & (largest < float(limits.tiny))
+    return "underflows" if jnp.any(below) else None
 
 
-def holding_dtype(dtype: str, x: Array) -> str:
+def holding_dtype(dtype: str, x: Array, stack: int = 0) -> str:
     """bfloat16 in place of float16, of as many bits, for what that cannot hold."""
-    return "bfloat16" if dtype == "float16" and out_of_range(x, dtype) else dtype
+    return "bfloat16" if dtype == "float16" and out_of_range(x, dtype, stack) else dtype
 
 
 def as_array(x: ArrayLike) -> Array:

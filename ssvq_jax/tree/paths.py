@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 from flax.core.meta import AxisMetadata
+from jax.sharding import PartitionSpec
 from jax.tree_util import KeyPath
 
 # C0, DEL and C1, the separators of lines and paragraphs, surrogates.
@@ -29,6 +30,20 @@ def is_box(x: Any) -> bool:
     Boxes are no part of a parameter's name.
     """
     return isinstance(x, nnx.Variable | AxisMetadata)
+
+
+def axis_names(tree: Any) -> dict[str, tuple[Any, ...]]:
+    """By path, the names of axes that Flax's metadata give parameters."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_box)
+    found = {}
+    for path, box in leaves:
+        names = getattr(box, "names", None)
+        if isinstance(box, nnx.Variable):
+            names = box.get_metadata().get("out_sharding")
+        names = getattr(names, "spec", names)  # of a sharding
+        if isinstance(names, tuple | list | PartitionSpec):
+            found[path_name(path)] = tuple(names)
+    return found
 
 
 def path_name(path: KeyPath) -> str:

@@ -47,6 +47,7 @@ class Row:
       worst: The largest `error` of a slice along the first axis, of stacks and of other
         weights of three or five axes that are not contracted along it: layers or
         experts that share a codebook. `None` for others, or without a reference.
+      stack: How many leading axes of `shape` are those of a stack.
     """
 
     path: str
@@ -57,6 +58,14 @@ class Row:
     error: float | None = None
     codewords_used: float | None = None
     worst: float | None = None
+    stack: int = 0
+
+    @property
+    def shape_text(self) -> str:
+        """`64x32`; of a stack of five `5x(64x32)`; empty for a total."""
+        shape = [str(size) for size in self.shape or ()]
+        inner = "x".join(shape[self.stack :])
+        return "x".join([*shape[: self.stack], f"({inner})" if self.stack else inner])
 
     @property
     def bits_per_weight(self) -> float:
@@ -152,6 +161,7 @@ def report(tree: Any, reference: Any = None) -> Report:
                 error,
                 _codewords_used(leaf),
                 worst,
+                len(leaf.stack),
             )
         )
     return Report.of(rows)
@@ -206,12 +216,12 @@ def _total(name: str, rows: Sequence[Row]) -> Row:
 
 def cells(row: Row) -> tuple[str | Text, ...]:
     """A row as text, under `TITLES`."""
-    name, shape = row.path, "x".join(map(str, row.shape or ()))
+    name = row.path
     if row.shape is None:
         name = f"{name}, {row.weights:,} weights"
     return (
         Text(printable(name)),  # no markup
-        shape,
+        row.shape_text,
         row.rule,
         f"{row.bits_per_weight:.3f}" if row.weights else "",
         f"{row.ratio:.1f}" if row.bits else "",

@@ -2,20 +2,20 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs import Codec, Compressed, encode, is_compressed, stacked
+from ssvq_jax.codecs import Codec, Compressed, encode, encode_stack, is_compressed
 from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.kmeans import Key
-from ssvq_jax.core.sharding import slice_of
-from ssvq_jax.tree.paths import flatten
+from ssvq_jax.tree.paths import axis_names, flatten
 
 _ATTENTION_INPUT = re.compile(r"(.*/)?(query|key|value)/kernel")
 
@@ -30,7 +30,9 @@ class Rule:
       axis: The axis that is contracted in the product; `None` tells it from the
         shape and the names of Flax layers: see `compress`.
       stack: How many leading axes are stacked, as those of layers under `nn.scan` or of
-        experts: each slice gets a codebook of its own. `axis` counts without them.
+        experts: each slice gets a codebook of its own. `axis` counts without them. Or
+        the name that the metadata of NNX and Linen give such axes, or several: how many
+        leading axes are so called may differ then from one parameter to the next.
 
     Raises:
       TypeError: A codec that is none.
@@ -40,7 +42,7 @@ class Rule:
     pattern: str
     codec: Codec | None
     axis: int | None = dataclasses.field(default=None, kw_only=True)
-    stack: int = dataclasses.field(default=0, kw_only=True)
+    stack: int | str | tuple[str, ...] = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self):
         try:
@@ -51,11 +53,22 @@ class Rule:
             raise TypeError(
                 f"codec: expected a codec such as SSVQ() or None, got {self.codec!r}"
             )
-        require_integer("stack", self.stack, 0)
+        names = (self.stack,) if isinstance(self.stack, str) else self.stack
+        if isinstance(names, tuple) and all(isinstance(x, str) for x in names):
+            object.__setattr__(self, "stack", names)
+        else:
+            require_integer("stack", self.stack, 0)
 
     def matches(self, path: str) -> bool:
         """Whether the rule applies to the parameter at `path`."""
         return re.fullmatch(self.pattern, path) is not None
+
+    def depth(self, names: Sequence[Any]) -> int:
+        """How many leading axes are stacked of a parameter whose axes have `names`."""
+        if isinstance(self.stack, int):
+            return self.stack
+        stacked = itertools.takewhile(lambda name: name in self.stack, names)
+        return len(list(stacked))
 
 
 def compress(
@@ -81,6 +94,11 @@ def compress(
     """
     named, treedef = flatten(params, is_compressed)
     require_matches(rules, named)
+    chosen = {
+        path: next((rule for rule in rules if rule.matches(path)), None)
+        for path in named
+    }
+    depths = _depths(chosen, axis_names(params))
     weights = {} if importance is None else flatten(importance)[0]
     for path in weights:
         if path not in named:
@@ -88,7 +106,7 @@ def compress(
 
     leaves = []
     for path, leaf in named.items():
-        rule = next((rule for rule in rules if rule.matches(path)), None)
+        rule = chosen[path]
         if rule is None or rule.codec is None:
             leaves.append(leaf)
             continue
@@ -96,43 +114,61 @@ def compress(
         try:
             if is_compressed(leaf):
                 raise ValueError(f"compressed already, by {leaf.codec.describe()}")
-            leaves.append(_encoded(rule, path, leaf, weights.get(path), own))
+            found = _encoded(rule, path, leaf, weights.get(path), own, depths[path])
+            leaves.append(found)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from error
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _encoded(rule: Rule, path: str, leaf: Any, importance: Any, key: Key) -> Compressed:
-    """By the rule's codec; slice by slice where axes are stacked."""
+def _depths(
+    chosen: Mapping[str, Rule | None], names: Mapping[str, Sequence[Any]]
+) -> dict[str, int]:
+    """By path, how many leading axes are stacked.
+
+    Raises:
+      ValueError: A rule with names of axes that none of its parameters has.
+    """
+    depths, own = {}, {}
+    for path, rule in chosen.items():
+        if rule is not None:
+            depths[path] = rule.depth(names.get(path, ()))
+            own.setdefault(rule, []).append(path)
+    for rule, paths in own.items():
+        if isinstance(rule.stack, tuple) and not any(depths[x] for x in paths):
+            known = {path: names[path] for path in paths if path in names}
+            raise ValueError(
+                f"stack: no parameter of {rule.pattern!r} has a leading axis named "
+                f"{' or '.join(rule.stack)}; Flax's metadata tell "
+                f"{known or 'no names there'}"
+            )
+    return depths
+
+
+def _encoded(
+    rule: Rule, path: str, leaf: Any, importance: Any, key: Key, depth: int
+) -> Compressed:
+    """By the rule's codec; slice by slice where so many axes are stacked."""
     codec: Any = rule.codec
     shape = jnp.shape(leaf)
-    if not rule.stack:
+    if not depth:
         axis = input_axis(path, shape) if rule.axis is None else rule.axis
         return encode(codec, leaf, key=key, importance=importance, axis=axis)
-    if len(shape) <= rule.stack or 0 in shape:
+    if len(shape) <= depth or 0 in shape:
         raise ValueError(
-            f"stack: expected more than {rule.stack} axes, none empty, got {shape}"
+            f"stack: expected more than {depth} axes, none empty, got {shape}"
         )
     if importance is not None and jnp.shape(importance) != shape:
         raise ValueError(
             f"importance: expected the weight's shape {shape}, "
             f"got {jnp.shape(importance)}"
         )
-    inner = dataclasses.replace(rule, stack=rule.stack - 1)
-    nodes = []
-    for i in range(shape[0]):
-        own = None if importance is None else slice_of(importance, i)
-        part = slice_of(leaf, i)
-        nodes.append(_encoded(inner, path, part, own, jax.random.fold_in(key, i)))
-    # Where float16 cannot hold one of them, all have what can.
-    held = {
-        name: value
-        for node in nodes
-        for name, value in dataclasses.asdict(node.codec).items()
-        if value != getattr(codec, name)
-    }
-    codec = dataclasses.replace(codec, **held)
-    return stacked([dataclasses.replace(node, codec=codec) for node in nodes], leaf)
+
+    def encode_slice(codec, leaf, importance, key):
+        inner = dataclasses.replace(rule, codec=codec)
+        return _encoded(inner, path, leaf, importance, key, depth - 1)
+
+    return encode_stack(encode_slice, codec, leaf, importance, key)
 
 
 def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:

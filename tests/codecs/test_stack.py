@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 import ssvq_jax as ssvq
 import ssvq_jax.nnx
+from ssvq_jax.codecs import is_compressed
 from tests.export.rewriting import rewrite
 
 CODECS = [
@@ -52,6 +54,7 @@ def test_every_slice_is_as_good_as_alone(codec, weight, key, tmp_path):
     np.testing.assert_allclose(errors(weight, decoded), expected, rtol=0.2)
     (row,) = ssvq.report(tree, {"w": weight}).rows
     assert row.shape == weight.shape and row.weights == weight.size
+    assert row.shape_text == "5x(32x16)"
     assert row.bits == node.bits == sum(x.bits for x in alone)
     worst = errors(weight, ssvq.decode(tree)["w"]).max()
     np.testing.assert_allclose(row.worst, worst, rtol=1e-5)
@@ -138,6 +141,33 @@ def test_in_a_module(weight, key):
     expected = Layers()
     expected.kernel[...] = ssvq.decode(model.params)["kernel"]
     np.testing.assert_allclose(model(x), expected(x), rtol=1e-6)
+
+
+def test_stacked_axes_by_their_names(rng, key):
+    """As `nnx.vmap` and Linen's `nn.scan` call them."""
+    kernel, head = rng.normal(size=(3, 16, 8)), rng.normal(size=(16, 8))
+    rules = [ssvq.Rule(".*", ssvq.VQ(4, 4), stack=("layers", "experts"))]
+    boxes = (
+        lambda x, names: nnx.Param(
+            jnp.asarray(x, "f4"), out_sharding=names, eager_sharding=False
+        ),
+        lambda x, names: nn.Partitioned(jnp.asarray(x, "f4"), names),
+    )
+    for box in boxes:
+        params = {
+            "deep": box(kernel[None], ("experts", "layers", "in", "out")),
+            "layers": box(kernel, ("layers", "in", None)),
+            "inner": box(head, ("in", "layers")),
+            "head": jnp.asarray(head, "f4"),
+        }
+        tree = ssvq.compress(params, rules, key=key)
+        nodes = jax.tree.leaves(tree, is_leaf=is_compressed)
+        assert [node.stack for node in nodes] == [(1, 3), (), (), (3,)]
+        with pytest.raises(ValueError, match=r"named layer; .* {'layers': \('layers'"):
+            rule = ssvq.Rule("layers", ssvq.VQ(4, 4), stack="layer")
+            ssvq.compress(params, [rule], key=key)
+    with pytest.raises(ValueError, match="stack: .*; Flax's metadata tell no names"):
+        ssvq.compress({"w": kernel}, rules, key=key)
 
 
 def test_what_float16_cannot_hold_and_importance(rng, key):
