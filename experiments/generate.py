@@ -4,9 +4,10 @@ r"""Text that a language model writes, from float or packed weights, token by to
     python -m experiments.generate smollm2_135m smollm2/model.safetensors \
         --prompt "The capital of France is"
 
-Kernels that `experiments.compress` has packed stay packed and are multiplied by
-`ssvq.matmul`; all else is decoded once. So are the kernels of a file that `ssvq
-compress` made of one in PyTorch's layout, whose blocks lie along the other axis.
+Kernels and embeddings that `experiments.compress` has packed stay packed, for
+`ssvq.matmul`, `take` and `attend`; all else is decoded once. So are the kernels of a
+file that `ssvq compress` made of one in PyTorch's layout, whose blocks lie along the
+other axis.
 """
 
 import dataclasses

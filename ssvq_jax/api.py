@@ -12,8 +12,10 @@ from ssvq_jax.codecs import VQ as VQ
 from ssvq_jax.codecs import Codec as Codec
 from ssvq_jax.codecs import Compressed as Compressed
 from ssvq_jax.codecs import Uniform as Uniform
+from ssvq_jax.codecs import attend as attend
 from ssvq_jax.codecs import encode as encode
 from ssvq_jax.codecs import matmul as matmul
+from ssvq_jax.codecs import take as take
 from ssvq_jax.core import fit_codebook as fit_codebook
 from ssvq_jax.core import sign_ste as sign_ste
 from ssvq_jax.core import split_signs as split_signs

@@ -66,7 +66,7 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
 
 
 def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
-    """Parameters with packed kernels as they are, and all else decoded.
+    """Parameters with packed kernels and embeddings as they are, all else decoded.
 
     Args:
       model: Tells names and shapes; it may have no values, and is not changed.
@@ -93,7 +93,7 @@ def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
                 raise ValueError(
                     f"{path}: {names[keys]}: expected shape {shape}, got {value.shape}"
                 )
-            kept = is_compressed(value) and keys[-1] == "kernel"
+            kept = is_compressed(value) and keys[-1] in ("kernel", "embedding")
             params[keys] = value if kept else jnp.asarray(ssvq.decode(value))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

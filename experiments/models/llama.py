@@ -119,6 +119,25 @@ class Linear(nnx.Module):
         return ssvq.matmul(x, kernel) if is_compressed(kernel) else x @ kernel
 
 
+class Embedding(nnx.Module):
+    """A table of tokens' features; it may be a compressed node, read row by row."""
+
+    def __init__(self, vocabulary: int, width: int, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_INITIAL(rngs.params(), (vocabulary, width)))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """`(batch, tokens)` to `(batch, tokens, width)`."""
+        table: Any = self.embedding.get_value()
+        if is_compressed(table):
+            return ssvq.take(table, tokens)
+        return jnp.take(table, tokens, axis=0)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """`(rows, width)` to logits `(rows, vocabulary)`."""
+        table: Any = self.embedding.get_value()
+        return ssvq.attend(x, table) if is_compressed(table) else x @ table.T
+
+
 class Attention(nnx.Module):
     """Causal attention of grouped queries."""
 
@@ -198,9 +217,7 @@ class Decoder(nnx.Module):
     """All but the head."""
 
     def __init__(self, config: LlamaConfig, vocabulary: int, rngs: nnx.Rngs):
-        self.embed_tokens = nnx.Embed(
-            vocabulary, config.width, embedding_init=_INITIAL, rngs=rngs
-        )
+        self.embed_tokens = Embedding(vocabulary, config.width, rngs)
         self.layers = nnx.List([Block(config, rngs) for _ in range(config.depth)])
         self.norm = _norm(config, rngs)
 
@@ -251,7 +268,8 @@ class Llama(nnx.Module):
         length = config.context if length is None else length
         if not 0 < length <= config.context:
             raise ValueError(f"length: expected 1 to {config.context}, got {length}")
-        dtype = self.model.embed_tokens.dtype  # of what it gives, and so of all else
+        table: Any = self.model.embed_tokens.embedding.get_value()
+        dtype = table.dtype  # of what it gives, and so of all else
         shape = (config.depth, batch, length, config.shared_heads, config.head)
         keys, values = (jnp.zeros(shape, dtype) for _ in range(2))  # may be donated
         return Cache(keys, values, jnp.zeros((), jnp.int32))

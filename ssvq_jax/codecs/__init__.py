@@ -4,6 +4,8 @@ from ssvq_jax.codecs.codec import Codec as Codec
 from ssvq_jax.codecs.codec import Compressed as Compressed
 from ssvq_jax.codecs.codec import Field as Field
 from ssvq_jax.codecs.codec import is_compressed as is_compressed
+from ssvq_jax.codecs.embedding import attend as attend
+from ssvq_jax.codecs.embedding import take as take
 from ssvq_jax.codecs.encoding import encode as encode
 from ssvq_jax.codecs.matmul import matmul as matmul
 from ssvq_jax.codecs.mvq import MVQ as MVQ
