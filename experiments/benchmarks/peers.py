@@ -14,14 +14,19 @@ except ImportError as error:
 
 
 def faiss_codebook(
-    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray | None = None
+    points: np.ndarray,
+    codewords: int,
+    iterations: int,
+    start: np.ndarray | None = None,
+    starts: int = 1,
 ) -> faiss.Kmeans:
-    """A codebook for all points; from a random choice of them without `start`."""
+    """A codebook for all points; from random choices of them without `start`."""
     count, dim = points.shape
     clustering = faiss.Kmeans(
         dim,
         codewords,
         niter=iterations,
+        nredo=starts,
         max_points_per_centroid=count,
         min_points_per_centroid=1,
     )
@@ -30,23 +35,32 @@ def faiss_codebook(
 
 
 def faiss_clustering(
-    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray | None = None
+    points: np.ndarray,
+    codewords: int,
+    iterations: int,
+    start: np.ndarray | None = None,
+    starts: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Codebook, codes and inertia, as `ssvq_jax.fit_codebook` gives them."""
-    clustering: Any = faiss_codebook(points, codewords, iterations, start)
+    clustering: Any = faiss_codebook(points, codewords, iterations, start, starts)
     distances, codes = clustering.index.search(points, 1)
     return clustering.centroids, codes[:, 0], float(distances.sum(dtype=np.float64))
 
 
 def sklearn_clustering(
-    points: np.ndarray, codewords: int, iterations: int, start: np.ndarray
+    points: np.ndarray,
+    codewords: int,
+    iterations: int,
+    start: np.ndarray | None = None,
+    starts: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The same with scikit-learn."""
+    """The same with scikit-learn; from greedy k-means++ without `start`."""
     kmeans: Any = KMeans  # its annotations are those of its defaults
     clustering = kmeans(
         codewords,
-        init=start,
-        n_init=1,
+        init="k-means++" if start is None else start,
+        n_init=starts,
+        random_state=0,
         tol=0,
         max_iter=iterations,
         algorithm="lloyd",

@@ -58,6 +58,7 @@ def compress(
     codebook_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None,
     channel_scale: Literal["float32", "float16", "bfloat16"] | None = None,
     sign_code: SignCode | None = None,
+    starts: int | None = None,
     rules: pathlib.Path | None = None,
     include: str = ".*",
     exclude: str | None = None,
@@ -101,6 +102,7 @@ def compress(
       sign_code: What the signs of a block may be (ssvq): any; parity, an even number of
         minuses, (d - 1) / d bits each; hamming, words of the [8, 4] code, half a bit
         each. The bits saved are for more codewords.
+      starts: Of k-means, of which the best goes on (ssvq, vq, mvq); 1 by default.
       rules: TOML file of tables [[rule]]: a pattern (regular expression for whole
         names), a method or "none", and bits or options of the codec. The first that
         matches a tensor wins; for the rest the options here count. What --include,
@@ -149,6 +151,7 @@ def compress(
         "codebook_dtype": codebook_dtype,
         "channel_scale": channel_scale,
         "sign_code": sign_code,
+        "starts": starts,
     }
     given = [name for name, value in options.items() if value is not None]
     budget = None if moments is None else bits

@@ -46,6 +46,7 @@ def cluster(
     channels: bool = False,
     codewords: int,
     block: int,
+    starts: int,
     axis: int,
     key: Key,
 ) -> tuple[
@@ -67,6 +68,7 @@ def cluster(
         weighted so that what is minimised is the error of the weights all the same.
       codewords: `k`.
       block: `d`.
+      starts: Of k-means: see `fit_codebook`.
       axis: Non-negative.
       key: Of the clustering.
 
@@ -84,7 +86,7 @@ def cluster(
             f"codewords: expected at most {blocks} (the blocks of {block} in shape "
             f"{shape} along axis {axis}), got {codewords}"
         )
-    options = _Options(sign_code, channels, codewords, block, axis)
+    options = _Options(sign_code, channels, codewords, block, starts, axis)
     sharding = sharding_of(weight)
     split = split_sharding(weight, block_units(shape, block, axis))
     target = replicated(sharding) if split is None else split
@@ -113,6 +115,7 @@ class _Options:
     channels: bool
     codewords: int
     block: int
+    starts: int
     axis: int
 
     @property
@@ -159,11 +162,17 @@ def _fit(
     signs = None
     if options.sign_code is None or options.magnitudes:
         codebook, codes, _ = fit_padded(
-            points, weights, count, codewords, key=key, shards=shards
+            points,
+            weights,
+            count,
+            codewords,
+            key=key,
+            starts=options.starts,
+            shards=shards,
         )
     else:
         codebook, codes, signs = _fit_coded(
-            points, weights, count, codewords, options.sign_code, key, shards
+            points, weights, count, options, key, shards
         )
         signs = signs[:count].reshape(*grid, options.block)
         signs = from_blocks(signs, weight.shape, options.axis)
@@ -176,8 +185,7 @@ def _fit_coded(
     points: Float[Array, "padded d"],
     weights: Float[Array, "padded q"],
     count: int,
-    codewords: int,
-    sign_code: str,
+    options: _Options,
     key: Key,
     shards: Shards,
 ) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, "padded d"]]:
@@ -185,9 +193,10 @@ def _fit_coded(
 
     Then every point gets word and codeword anew, together, and so on in turn.
     """
+    sign_code, codewords = options.sign_code, options.codewords
     left = _without_signs(points, sign_code)
     fit = functools.partial(fit_padded, key=key, shards=shards)
-    codebook, *_ = fit(left, weights, count, codewords)
+    codebook, *_ = fit(left, weights, count, codewords, starts=options.starts)
     for _ in range(_ROUNDS):
         _, left, _ = _chosen(points, weights, codebook, sign_code)
         codebook, *_ = fit(

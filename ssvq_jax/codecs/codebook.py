@@ -35,10 +35,12 @@ class CodebookCodec(Codec):
     block: int
     codebook_dtype: str
     channel_scale: str | None
+    starts: int
 
     def __post_init__(self):
         require_integer("codewords", self.codewords, 2)
         require_integer("block", self.block, 1)
+        require_integer("starts", self.starts, 1)
         if self.codebook_dtype not in _CODEBOOK_DTYPES:
             raise ValueError(
                 f"codebook_dtype: expected one of {', '.join(_CODEBOOK_DTYPES)}, "
@@ -72,6 +74,7 @@ class CodebookCodec(Codec):
             channels=self.channel_scale is not None,
             codewords=self.codewords,
             block=self.block,
+            starts=self.starts,
             axis=axis,
             key=key,
         )

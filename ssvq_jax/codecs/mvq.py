@@ -48,6 +48,7 @@ class MVQ(CodebookCodec):
       keep: `(N, M)` with `1 <= N <= M <= 16`.
       codebook_dtype: As in `SSVQ`.
       channel_scale: As in `SSVQ`; at first the root mean square of what is kept.
+      starts: As in `SSVQ`.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -62,6 +63,7 @@ class MVQ(CodebookCodec):
     keep: Sequence[int]
     codebook_dtype: str = "int8"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
+    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
 
     def __post_init__(self):
         super().__post_init__()

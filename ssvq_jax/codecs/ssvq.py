@@ -56,6 +56,8 @@ class SSVQ(CodebookCodec):
       sign_code: What the signs of a block may be: "free", any; "parity", an even number
         of minuses, for blocks of 2 to 12; "hamming", words of the [8, 4] code, for
         blocks of a multiple of 8.
+      starts: Of k-means, of which the best goes on: see `fit_codebook`. It tells how a
+        weight is encoded, not what is stored: codecs are equal whatever it is.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -76,6 +78,7 @@ class SSVQ(CodebookCodec):
     codebook_dtype: str = "float16"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
     sign_code: str = dataclasses.field(default="free", kw_only=True)
+    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,6 +19,7 @@ class VQ(CodebookCodec):
       block: Weights per block, `d`, at least 1.
       codebook_dtype: As in `SSVQ`.
       channel_scale: As in `SSVQ`.
+      starts: As in `SSVQ`.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -28,6 +29,7 @@ class VQ(CodebookCodec):
     block: int
     codebook_dtype: str = "float16"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
+    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
 
     def encode(self, weight, *, key, importance, axis):
         return VQWeight(**self.clustered(weight, importance, key=key, axis=axis)[0])

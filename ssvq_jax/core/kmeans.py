@@ -23,6 +23,7 @@ from ssvq_jax.core.units import find_units, normalize
 ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
 _SEEDING_POINTS = 8192
+_TRIAL_ITERATIONS = 10
 
 Key = PRNGKeyArray | UInt32[Array, "2"]
 
@@ -35,6 +36,7 @@ def fit_codebook(
     importance: ArrayLike | None = None,
     iterations: int = ITERATIONS,
     init: str | ArrayLike = "k-means++",
+    starts: int = 1,
     axis_name: str | tuple[str, ...] = (),
 ) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
     """K-means: `k` codewords that minimise the weighted squared error of the points.
@@ -53,6 +55,8 @@ def fit_codebook(
       iterations: Upper limit of Lloyd iterations, 0 or more.
       init: `"k-means++"` (on a sample of the points where there are many), or the
         `(k, d)` codebook to start from.
+      starts: How many times k-means++ is drawn. Each goes through ten iterations on
+        the sample, and the one with the least error there goes on with all points.
       axis_name: Inside of `jax.shard_map`, the mesh axes over which points are split,
         as many on every device: one codebook for the points of all devices. Nothing
         but sums, samples and the candidates for reseeding passes between them. `key`
@@ -67,7 +71,8 @@ def fit_codebook(
     Raises:
       TypeError: Points that are not floating point.
       ValueError: Points that are not `(n, d)`, empty, NaN or infinite; `codewords`
-        below 1 or above `n`; negative importance or one of another shape.
+        below 1 or above `n`; negative importance or one of another shape; `starts`
+        below 1, or several with a codebook to start from.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -105,6 +110,8 @@ def fit_codebook(
                 f"got {importance.shape}"
             )
         require_nonnegative("importance", importance)
+    if starts < 1:
+        raise ValueError(f"starts: expected 1 or more, got {starts}")
     start = None
     if isinstance(init, str):
         if init != "k-means++":
@@ -116,6 +123,8 @@ def fit_codebook(
                 f"init: expected shape {(codewords, dim)}, got {start.shape}"
             )
         require_finite("init", start)
+        if starts > 1:
+            raise ValueError(f"starts: expected 1 with a codebook, got {starts}")
     padded, weights = jax.jit(pad_points)(points, importance)
     codebook, codes, inertia = fit_padded(
         padded,
@@ -125,6 +134,7 @@ def fit_codebook(
         key=key,
         iterations=iterations,
         start=start,
+        starts=starts,
         shards=Shards((total,), (names,)) if names else WHOLE,
     )
     return codebook, codes[:count], inertia
@@ -156,6 +166,7 @@ def fit_padded(
     key: Key,
     iterations: int = ITERATIONS,
     start: Float[Array, "k d"] | None = None,
+    starts: int = 1,
     shards: Shards = WHOLE,
 ) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, ""]]:
     """`fit_codebook` on what `pad_points` gives for `count` points, unchecked.
@@ -165,22 +176,21 @@ def fit_padded(
     if start is None:
         size = max(_SEEDING_POINTS, _SEEDING_POINTS_PER_CODEWORD * codewords)
         total = math.prod(shards.shape) if shards.names() else count
-        chosen, uniform = _draw(key, total, size, codewords)
-        first = _seed(
-            _take(points, chosen, shards),
-            _take(weights, chosen, shards),
-            total,
-            uniform,
-        )
+        chosen, uniform = _draw(key, total, size, codewords, starts)
+        sample = _take(points, chosen, shards), _take(weights, chosen, shards)
+        if starts == 1:
+            first = _seed(*sample, total, uniform[0])
+        else:
+            first = _best_start(*sample, total, uniform)
     else:
         first = start
     return lloyd(points, weights, first, count, iterations=iterations, shards=shards)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "codewords"))
+@functools.partial(jax.jit, static_argnames=("size", "codewords", "starts"))
 def _draw(
-    key: Key, count: Int[Array, ""] | int, size: int, codewords: int
-) -> tuple[UInt32[Array, " s"], Float[Array, " k"]]:
+    key: Key, count: Int[Array, ""] | int, size: int, codewords: int, starts: int
+) -> tuple[UInt32[Array, " s"], Float[Array, "starts k"]]:
     """What is random in `_seed`: the points to choose from, and a number per choice.
 
     Up to `size` points all are there to choose from (and then none), else a sample.
@@ -190,7 +200,9 @@ def _draw(
     # The remainder favours a point over another by a share of `count / 2^32` at most.
     sample = jax.random.bits(points_key, (size,), jnp.uint32) % count
     chosen = jnp.where(count > size, sample, jnp.arange(size, dtype=jnp.uint32))
-    return chosen, jax.random.uniform(key, (codewords,), jnp.float32)
+    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, starts))]
+    draws = [jax.random.uniform(key, (codewords,), jnp.float32) for key in keys]
+    return chosen, jnp.stack(draws)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -235,3 +247,26 @@ def _seed(
     unreached = jnp.full_like(points[:, 0], jnp.inf)
     codebook, _ = jax.lax.fori_loop(1, codewords, add, (codebook, unreached))
     return (codebook + units.mean) * units.scale
+
+
+@jax.jit
+def _best_start(
+    points: Float[Array, "s d"],
+    weights: Float[Array, "s q"],
+    count: Int[Array, ""] | int,
+    uniform: Float[Array, "starts k"],
+) -> Float[Array, "k d"]:
+    """Of several codebooks for a sample, the one with the least error there."""
+    size = points.shape[0]
+    padded, masses = (jnp.asarray(x) for x in pad_points(points, weights))
+    used = jnp.minimum(count, size)
+
+    def attempt(uniform):
+        start = _seed(points, weights, count, uniform)
+        codebook, _, inertia = lloyd(
+            padded, masses, start, used, iterations=_TRIAL_ITERATIONS
+        )
+        return codebook, inertia
+
+    codebooks, inertias = jax.lax.map(attempt, uniform)
+    return codebooks[jnp.argmin(inertias)]

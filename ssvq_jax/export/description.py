@@ -191,7 +191,8 @@ def _options(codec: Codec) -> dict[str, Any]:
     return {
         field.name: getattr(codec, field.name)
         for field in dataclasses.fields(codec)
-        if field.name in _ALWAYS_WRITTEN or getattr(codec, field.name) != field.default
+        if field.name in _ALWAYS_WRITTEN
+        or (field.compare and getattr(codec, field.name) != field.default)
     }
 
 
@@ -202,7 +203,7 @@ def _codec(entry: Any) -> Codec:
             raise TypeError("expected a mapping")
         options = dict(entry)
         codec = CODECS[options.pop("name")]
-        names = {field.name for field in dataclasses.fields(codec)}
+        names = {field.name for field in dataclasses.fields(codec) if field.compare}
         unknown = options.keys() - names
         if unknown:
             raise ValueError(f"unknown options {sorted(unknown)}"[:200])

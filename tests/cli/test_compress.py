@@ -60,12 +60,11 @@ def test_the_same_as_the_library(torch_checkpoint, tmp_path, ssvq_command):
     path, tensors = torch_checkpoint
     packed = tmp_path / "x"
     arguments = "--codewords", 4, "--block", 4, "--codebook-dtype", "int8", "--seed", 3
-    arguments += "--channel-scale", "float16", "--sign-code", "parity"
+    arguments += "--channel-scale", "float16", "--sign-code", "parity", "--starts", 3
     assert ssvq_command("compress", path, packed, *arguments)[0] == 0
     name = "layers.0.linear.weight"
-    codec = ssvq.SSVQ(
-        4, 4, codebook_dtype="int8", channel_scale="float16", sign_code="parity"
-    )
+    scaled = {"codebook_dtype": "int8", "channel_scale": "float16"}
+    codec = ssvq.SSVQ(4, 4, sign_code="parity", starts=3, **scaled)
     expected = ssvq.compress(
         {name: tensors[name]}, [ssvq.Rule(name, codec, axis=1)], key=jax.random.key(3)
     )

@@ -215,6 +215,27 @@ def test_same_key_same_bytes_and_jit_and_vmap_agree(rng, key):
     chex.assert_trees_all_close(first, jax.tree.map(lambda x: x[0], mapped), rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [30, 1000])  # all of them, and a sample
+def test_of_several_starts_the_best_goes_on(count, rng):
+    centers = rng.uniform(-100, 100, size=(12, 2))
+    points = (centers[:, None] + rng.normal(size=(12, count, 2))).astype("f4")
+    points = points.reshape(-1, 2)
+
+    def mean_errors(starts):
+        """Of six keys; 2 where all clusters are found."""
+        found = [
+            fit_codebook(points, 12, key=jax.random.key(i), starts=starts)[2]
+            for i in range(6)
+        ]
+        return np.array(found) / len(points)
+
+    assert mean_errors(1).max() > 4
+    assert mean_errors(10).max() < 2.2
+    several = fit_codebook(points, 12, key=jax.random.key(0), starts=3)
+    jitted = jax.jit(lambda x: fit_codebook(x, 12, key=jax.random.key(0), starts=3))
+    chex.assert_trees_all_close(several, jitted(points), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_points_are_clustered_in_float32(dtype, rng, key):
     points = jnp.asarray(_points(rng, 500, 4), dtype)
@@ -289,6 +310,8 @@ def test_wide_blocks_and_many_codewords(rng, key):
         ({"importance": -np.ones(4, np.float32)}, ValueError, "importance.*>= 0"),
         ({"init": "random"}, ValueError, "init.*'random'"),
         ({"init": np.ones((3, 2), np.float32)}, ValueError, r"init.*\(2, 2\)"),
+        ({"starts": 0}, ValueError, "starts.*got 0"),
+        ({"starts": 2, "init": np.ones((2, 2), np.float32)}, ValueError, "starts.*2"),
     ],
 )
 def test_bad_input(arguments, error, message, key):

@@ -21,7 +21,7 @@ CODECS = [
     ssvq.SSVQ(5, 3, codebook_dtype="float32"),
     ssvq.SSVQ(4, 4, learn_signs=False, codebook_dtype="bfloat16"),
     ssvq.SSVQ(300, 1, codebook_dtype="int8"),
-    ssvq.VQ(2, 4),
+    ssvq.VQ(2, 4, starts=3),
     ssvq.VQ(3, 5, codebook_dtype="int8"),
     ssvq.Uniform(2),
     ssvq.Uniform(5, scale_dtype="bfloat16"),
