@@ -346,7 +346,7 @@ def test_sharded_weights(kind, rng, key):
     params = kernels(rng, a=2.0, b=1.0)
     moments = {"a": moment(np.eye(32))}
     sharded = jax.device_put(params, NamedSharding(mesh, P("x", "y")))
-    rules = [ssvq.Rule(".*", codec) for codec in CODECS]
+    rules = [ssvq.Rule(".*", codec) for codec in (CODECS[0], *CODECS[-2:])]
     one, four = (
         ssvq.allocate(
             tree,

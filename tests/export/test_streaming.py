@@ -156,7 +156,7 @@ def formula(codec, shape):
 KILLER = """
 import os, pathlib, random, signal, sys, time
 import numpy as np
-import ssvq_jax as ssvq
+from ssvq_jax.api import save  # once, not by every writer
 
 folder = pathlib.Path(sys.argv[1])
 random.seed(0)
@@ -169,7 +169,7 @@ for number in range(80):
         while True:
             count += 1
             tree = {str(i): np.full((64, 257), count, np.float32) for i in range(40)}
-            ssvq.save(path, tree, metadata={"count": count})
+            save(path, tree, metadata={"count": count})
             with open(log, "a") as file:
                 file.write(f"{count}\\n")
             if count == 1:
