@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.core.meta import AxisMetadata
 
 from ssvq_jax import calibration, tree
 from ssvq_jax.calibration import Form, Moment, Moments
 from ssvq_jax.calibration.batch_norm import Running, update_statistics
+from ssvq_jax.codecs import is_compressed
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.tree.paths import flatten
 
@@ -61,9 +63,12 @@ def compress(
 def split(params: Any) -> dict[str, Any]:
     """The collections "params" and "compressed" of a compressed tree of parameters.
 
-    `params` may come from `ssvq_jax.compress` or `ssvq_jax.load`.
+    `params` may come from `ssvq_jax.compress` or `ssvq_jax.load`. Metadata of a weight,
+    as names of its axes, become those of its latent and codes, which have these axes:
+    `flax.linen.get_partition_spec` finds them there.
     """
-    trainable, fixed = tree.partition(params)
+    boxed = jax.tree.map(_box_leaves, params, is_leaf=_is_box)
+    trainable, fixed = tree.partition(boxed)
     return {"params": trainable, "compressed": fixed}
 
 
@@ -74,7 +79,37 @@ def params(variables: Mapping[str, Any]) -> Any:
             "variables: expected the collection 'compressed' that `compress` makes, "
             f"got {', '.join(variables) or 'none'}"
         )
-    return tree.combine(variables["params"], variables["compressed"])
+    combined = tree.combine(variables["params"], variables["compressed"])
+    return jax.tree.map(_box_node, combined, is_leaf=is_compressed)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, AxisMetadata)
+
+
+def _box_leaves(x: Any) -> Any:
+    """The box of a node around its leaves that have the weight's axes."""
+    inner = jax.tree.leaves(x, is_leaf=is_compressed)
+    if not (_is_box(x) and inner and is_compressed(inner[0])):
+        return x
+    (node,) = inner
+    boxed = {
+        name: x.replace_boxed(leaf)
+        for name, leaf in node.leaves().items()
+        if name not in node.linear_leaves and leaf.ndim == len(node.array_shape)
+    }
+    return node.replace(**boxed)
+
+
+def _box_node(x: Any) -> Any:
+    """Undoes `_box_leaves`."""
+    if not is_compressed(x):
+        return x
+    boxes = {name: leaf for name, leaf in x.leaves().items() if _is_box(leaf)}
+    if not boxes:
+        return x
+    arrays = {name: jax.tree.leaves(box)[0] for name, box in boxes.items()}
+    return next(iter(boxes.values())).replace_boxed(x.replace(**arrays))
 
 
 def decode(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import optax
 import pytest
 from flax import linen as nn
 from flax.training.train_state import TrainState
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import ssvq_jax as ssvq
 import ssvq_jax.linen
@@ -45,6 +47,58 @@ def test_apply_decodes_and_collections_are_kept(images, key):
         model, compressed, images, mutable=["batch_stats"]
     )
     assert set(changed) == {"batch_stats"}
+
+
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+        return nn.Dense(32, kernel_init=init)(x)
+
+
+def test_names_of_axes_are_those_of_what_has_these_axes(tmp_path, key):
+    """So sharding by metadata does not split codebooks; training goes on with it."""
+    model, x = Named(), jnp.ones((2, 64))
+    variables = model.init(key, x)
+    compressed = ssvq_jax.linen.compress(variables, RULES, key=key)
+    specs = nn.get_partition_spec(compressed)
+    node = specs["params"]["Dense_0"]["kernel"]
+    assert (node.latent, node.codebook) == (P("in", "out"), P())
+    assert specs["compressed"]["Dense_0"]["kernel"].codes == P("in", "out")
+    assert specs["params"]["Dense_0"]["bias"] == P()
+
+    mesh = jax.make_mesh((2, 2), ("in", "out"), axis_types=(AxisType.Auto,) * 2)
+    placed = jax.device_put(compressed, nn.get_sharding(compressed, mesh))
+    tx = optax.chain(optax.sgd(1e-2), ssvq.freeze_signs(interval=1, threshold=0.1))
+
+    @jax.jit
+    def step(variables, state):
+        def loss(params):
+            y = ssvq_jax.linen.apply(model, {**variables, "params": params}, x)
+            return jnp.sum(jnp.square(y))
+
+        value, grads = jax.value_and_grad(loss)(variables["params"])
+        updates, state = tx.update(grads, state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return value, {**variables, "params": params}, state
+
+    losses = []
+    for variables in (compressed, placed):
+        _, trained, state = step(variables, tx.init(variables["params"]))
+        losses.append(step(trained, state)[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    latent = trained["params"]["Dense_0"]["kernel"].latent.value
+    assert latent.addressable_shards[0].data.shape == (32, 16)
+
+    params = ssvq_jax.linen.params(placed)
+    kernel = params["Dense_0"]["kernel"]
+    assert isinstance(kernel, nn.Partitioned) and kernel.names == ("in", "out")
+    chex.assert_trees_all_equal(ssvq_jax.linen.split(params), placed)
+    ssvq.save(tmp_path / "x", params)
+    loaded = ssvq.load(tmp_path / "x")["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(
+        ssvq.decode(loaded), ssvq.decode(ssvq.finalize(kernel.value))
+    )
 
 
 def test_trains_with_train_state(images, tmp_path, key):
