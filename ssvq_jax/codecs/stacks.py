@@ -1,6 +1,5 @@
 """Stacks of weights: layers under a scan, experts; every slice is encoded by itself."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,9 +56,10 @@ def encode_stack(
     encode = _encode_mapped if one_program else _encode_in_turn
 
     def encode_with(codec):
-        encode_own = functools.partial(encode_slice, codec)
-        node = encode(encode_own, weight, importance, key, split)
-        return node.replace(codec=codec)
+        def encode_own(*slice_and_key):  # alone a slice might have another codec
+            return encode_slice(codec, *slice_and_key).replace(codec=codec)
+
+        return encode(encode_own, weight, importance, key, split)
 
     node = encode_with(codec)
     holding = node.holding_codec()
@@ -71,8 +71,7 @@ def _encode_in_turn(encode, weight, importance, key, split):
     nodes = []
     for i in range(weight.shape[0]):
         own = None if importance is None else slice_of(importance, i)
-        node = encode(slice_of(weight, i), own, jax.random.fold_in(key, i))
-        nodes.append(node.replace(codec=nodes[0].codec) if nodes else node)
+        nodes.append(encode(slice_of(weight, i), own, jax.random.fold_in(key, i)))
     return stacked(nodes, weight)
 
 

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float
 from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
-from ssvq_jax.core.checks import holding_dtype, require_finite, require_integer
+from ssvq_jax.core.checks import (
+    holding_dtype,
+    largest_of,
+    require_finite,
+    require_integer,
+)
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     place,
@@ -240,7 +245,8 @@ class _Best(NamedTuple):
 
 def _holding(codec: Uniform, weight: Array, stack: int = 0) -> Uniform:
     """The codec with a dtype for steps that holds those of all weights' range."""
-    dtype = holding_dtype(codec.scale_dtype, weight / codec.limits[1], stack)
+    widest = largest_of(weight, stack) / codec.limits[1]
+    dtype = holding_dtype(codec.scale_dtype, widest, stack)
     return dataclasses.replace(codec, scale_dtype=dtype)
 
 

@@ -1,5 +1,6 @@
 """Checks of arguments; of arrays, dtypes always and values where concrete."""
 
+import functools
 from typing import Any
 
 import jax
@@ -62,8 +63,7 @@ def out_of_range(x: Array, dtype: str, stack: int = 0) -> str | None:
 
     That of any slice, where so many leading axes are a stack's.
     """
-    axes = tuple(range(stack, x.ndim))
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes)
+    largest = largest_of(x, stack)
     if isinstance(largest, Tracer):
         return None
     limits = jnp.finfo(dtype)
@@ -71,6 +71,12 @@ def out_of_range(x: Array, dtype: str, stack: int = 0) -> str | None:
         return "overflows"
     below = (largest > 0) & (largest < float(limits.tiny))
     return "underflows" if jnp.any(below) else None
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def largest_of(x: Array, stack: int = 0) -> Float[Array, "*stack"]:
+    """The largest magnitude, of every slice along so many leading axes, in float32."""
+    return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(range(stack, x.ndim)))
 
 
 def holding_dtype(dtype: str, x: Array, stack: int = 0) -> str:
