@@ -267,6 +267,25 @@ def test_matmul(mesh, rng, key):
         np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("spec", [P("x", "y"), P(("x", "y")), P()], ids=str)
+def test_tables_of_embeddings(spec, mesh, rng, key):
+    table = rng.normal(size=(64, 16)).astype(np.float32)
+    sharded = jax.device_put(table, NamedSharding(mesh, spec))
+    tokens = np.array([[1, 5], [63, 0]])
+    split = jax.device_put(tokens, NamedSharding(mesh, P("x")))
+    x = rng.normal(size=(3, 16)).astype(np.float32)
+    for codec in (ssvq.Uniform(8), ssvq.SSVQ(4, 4, channel_scale="float16")):
+        node = ssvq.encode(codec, sharded, key=key, axis=1)
+        decoded = np.asarray(ssvq.decode(node))
+        for indices in (tokens, split):
+            np.testing.assert_allclose(
+                ssvq.take(node, indices), decoded[tokens], rtol=1e-6
+            )
+        np.testing.assert_allclose(
+            ssvq.attend(x, node), x @ decoded.T, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):
     weight = rng.normal(size=(12, 6)).astype(np.float32)  # 3 blocks of 4 over 2 devices
     sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))

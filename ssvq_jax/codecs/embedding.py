@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ssvq_jax.codecs.codec import Compressed, is_compressed
-from ssvq_jax.core.sharding import sharding_of
+from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
 
 _SLAB = 1 << 20  # weights, 4 MiB
 
@@ -100,6 +102,27 @@ def _require_table(compressed: Compressed) -> None:
 
 @jax.jit
 def _take(node: Compressed, indices: Array) -> Array:
+    take = compiler_sharded(_take_rows, _sharding_of_rows(node, indices))
+    return take(node, indices)
+
+
+def _sharding_of_rows(node: Compressed, indices: Array) -> NamedSharding | None:
+    """Split as the indices are, or else along the width as the table is."""
+    table = next(filter(None, map(sharding_of, node.leaves().values())), None)
+    batch = sharding_of(indices)
+    own = table if batch is None else batch
+    if own is None:
+        return None
+    spec: list[Any] = [None] * (indices.ndim + 1)
+    if batch is not None:
+        spec[: len(batch.spec)] = batch.spec
+    elif table is not None and len(table.spec) > 1:
+        spec[-1] = table.spec[1]
+    shape = (*indices.shape, node.shape[1])
+    return fit_sharding(NamedSharding(own.mesh, PartitionSpec(*spec)), shape)
+
+
+def _take_rows(node: Compressed, indices: Array) -> Array:
     rows, width = node.shape
     if rows == 1 or not indices.size:
         return jnp.take(node.decode(), indices, axis=0, mode="clip")
