@@ -184,8 +184,8 @@ EXPERTS = [CODECS[2], CODECS[6], ssvq.Uniform(3, scale_dtype="float32")]
 def test_experts_are_encoded_where_they_lie(codec, kind, rng, key):
     """Nothing passes between devices, and the codes are those of one device."""
     weight = rng.normal(size=(8, 2, 16, 24)).astype(np.float32)
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
-    sharded = jax.device_put(weight, NamedSharding(mesh, P(("x", "y"))))
+    mesh = jax.make_mesh((8,), ("experts",), axis_types=(kind,))
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("experts")))
     rules = [ssvq.Rule("w", codec, stack=2)]
     compress = functools.partial(ssvq.compress, rules=rules, key=key)
     program = jax.jit(compress).lower({"w": sharded}).compile()
@@ -195,6 +195,17 @@ def test_experts_are_encoded_where_they_lie(codec, kind, rng, key):
         assert_same(found, expected)
         for leaf in jax.tree.leaves(found):
             assert leaf.addressable_shards[0].data.shape == (1, *leaf.shape[1:])
+
+
+def test_stacks_where_an_axis_of_the_mesh_is_one_device(kind, rng, key):
+    weight = rng.normal(size=(4, 16, 8)).astype(np.float32)
+    rules = [ssvq.Rule("w", ssvq.VQ(4, 4), stack=1)]
+    one = ssvq.compress({"w": weight}, rules, key=key)
+    for shape in ((1, 1), (4, 1)):
+        mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2)
+        for spec in (P(None, None, "model"), P("data", None, "model")):
+            sharded = jax.device_put(weight, NamedSharding(mesh, spec))
+            assert_same(ssvq.compress({"w": sharded}, rules, key=key), one)
 
 
 def test_a_slice_that_float16_cannot_hold(kind, rng, key):
@@ -267,7 +278,7 @@ def test_matmul(mesh, rng, key):
         np.testing.assert_allclose(ssvq.matmul(x, node), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", [P("x", "y"), P(("x", "y")), P()], ids=str)
+@pytest.mark.parametrize("spec", [P("x", "y"), P(None, "y"), P()], ids=str)
 def test_tables_of_embeddings(spec, mesh, rng, key):
     table = rng.normal(size=(64, 16)).astype(np.float32)
     sharded = jax.device_put(table, NamedSharding(mesh, spec))
@@ -281,9 +292,11 @@ def test_tables_of_embeddings(spec, mesh, rng, key):
             np.testing.assert_allclose(
                 ssvq.take(node, indices), decoded[tokens], rtol=1e-6
             )
-        np.testing.assert_allclose(
-            ssvq.attend(x, node), x @ decoded.T, rtol=1e-4, atol=1e-5
-        )
+        for rows in (x, ssvq.take(node, tokens)):
+            expected = np.asarray(rows) @ decoded.T
+            np.testing.assert_allclose(
+                ssvq.attend(rows, node), expected, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):

@@ -102,7 +102,8 @@ def compress(
       sign_code: What the signs of a block may be (ssvq): any; parity, an even number of
         minuses, (d - 1) / d bits each; hamming, words of the [8, 4] code, half a bit
         each. The bits saved are for more codewords.
-      starts: Of k-means, of which the best goes on (ssvq, vq, mvq); 1 by default.
+      starts: Of k-means, of which the best on a sample goes on (ssvq, vq, mvq); 1 by
+        default.
       rules: TOML file of tables [[rule]]: a pattern (regular expression for whole
         names), a method or "none", and bits or options of the codec. The first that
         matches a tensor wins; for the rest the options here count. What --include,

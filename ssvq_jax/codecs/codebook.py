@@ -78,8 +78,9 @@ class CodebookCodec(Codec):
             axis=axis,
             key=key,
         )
+        own: Any = self
         leaves = {
-            "codec": self,
+            "codec": dataclasses.replace(own, starts=1),
             "shape": weight.shape,
             "dtype": weight.dtype,
             "axis": axis,

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
 from ssvq_jax.core.blocks import (
+    AnyArray,
     block_units,
     from_blocks,
     grid_shape,
@@ -102,6 +103,14 @@ class Codec(abc.ABC):
         stored: Mapping[str, np.ndarray],
     ) -> "Compressed":
         """The finalized node from its stored arrays; inverse of `Compressed.stored`."""
+
+    def holding(self, weight: AnyArray, stack: int = 0) -> "Codec":
+        """The codec, with what holds a weight where its own dtype of steps cannot.
+
+        Known for concrete weights only; of a stack of so many axes, for all slices.
+        """
+        del weight, stack
+        return self
 
     def fits(self, shape: tuple[int, ...], axis: int) -> bool:
         """Whether a weight of this shape has at least as many blocks as codewords."""
@@ -223,7 +232,7 @@ class Compressed(abc.ABC):
         return None
 
     def holding_codec(self) -> Codec:
-        """The codec, with bfloat16 for what its float16 cannot hold of these leaves.
+        """The codec, with bfloat16 for codebooks or scales that float16 cannot hold.
 
         Known outside of `jit` only; of a stack, that for all of its slices.
         """

@@ -24,7 +24,8 @@ def take(compressed: Compressed, indices: ArrayLike) -> Float[Array, "*batch wid
     Args:
       compressed: A node of a table `(rows, width)` whose blocks run along its rows, as
         those of a parameter called `embedding` do.
-      indices: Integers of any shape; those out of range are clipped.
+      indices: Integers of any shape; those out of range are clipped, so that negative
+        ones stand for row 0.
 
     Returns:
       `(*indices.shape, width)` in the weight's dtype.
@@ -138,6 +139,28 @@ def _take_rows(node: Compressed, indices: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _attend(x: Array, node: Compressed, size: int) -> Array:
+    multiply = functools.partial(_attend_in_slabs, size=size)
+    return compiler_sharded(multiply, _sharding_of_logits(x, node))(x, node)
+
+
+def _sharding_of_logits(x: Array, node: Compressed) -> NamedSharding | None:
+    """Split as the rows of `x` are, or else as those of the table."""
+    table = next(filter(None, map(sharding_of, node.leaves().values())), None)
+    batch = sharding_of(x)
+    own = table if batch is None else batch
+    if own is None:
+        return None
+    spec: list[Any] = [None] * x.ndim
+    if batch is not None:
+        spec[: len(batch.spec)] = batch.spec
+        spec[-1] = None
+    elif table is not None:
+        spec[-1] = table.spec[0]
+    shape = (*x.shape[:-1], node.shape[0])
+    return fit_sharding(NamedSharding(own.mesh, PartitionSpec(*spec)), shape)
+
+
+def _attend_in_slabs(x: Array, node: Compressed, size: int) -> Array:
     """In slabs of `size` rows, at least 2."""
     dtype = jnp.promote_types(x.dtype, node.dtype)
     x = x.astype(dtype)

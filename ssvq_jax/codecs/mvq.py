@@ -63,7 +63,7 @@ class MVQ(CodebookCodec):
     keep: Sequence[int]
     codebook_dtype: str = "int8"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
-    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
+    starts: int = dataclasses.field(default=1, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

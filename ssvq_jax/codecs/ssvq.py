@@ -57,7 +57,7 @@ class SSVQ(CodebookCodec):
         of minuses, for blocks of 2 to 12; "hamming", words of the [8, 4] code, for
         blocks of a multiple of 8.
       starts: Of k-means, of which the best goes on: see `fit_codebook`. It tells how a
-        weight is encoded, not what is stored: codecs are equal whatever it is.
+        weight is encoded, not what is stored: a node's `codec` has 1, and so a file.
 
     Raises:
       TypeError, ValueError: An option of the wrong type, or out of range.
@@ -78,7 +78,7 @@ class SSVQ(CodebookCodec):
     codebook_dtype: str = "float16"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
     sign_code: str = dataclasses.field(default="free", kw_only=True)
-    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
+    starts: int = dataclasses.field(default=1, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

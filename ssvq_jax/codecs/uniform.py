@@ -14,6 +14,7 @@ from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.core.blocks import channel_axis, channel_shape
 from ssvq_jax.core.checks import (
+    as_array,
     holding_dtype,
     largest_of,
     require_finite,
@@ -95,7 +96,7 @@ class Uniform(Codec):
         )
         split = split_sharding(latent, tuple(units))
         others = _other_axes(weight.shape, axis)
-        codec = _holding(self, latent)
+        codec = self.holding(latent)
         arrays = place(latent, split), place(importance, split)
         find = compiler_sharded(
             functools.partial(_least_error, codec, others),
@@ -110,6 +111,13 @@ class Uniform(Codec):
             weight=latent,
             scale=scale,
         )
+
+    def holding(self, weight, stack=0):
+        if self.scale_dtype != "float16":
+            return self
+        widest = largest_of(as_array(weight), stack) / self.limits[1]
+        dtype = holding_dtype(self.scale_dtype, widest, stack)
+        return dataclasses.replace(self, scale_dtype=dtype)
 
     def fields(self, shape, axis):
         scale_bits = 8 * jnp.dtype(self.scale_dtype).itemsize
@@ -176,11 +184,6 @@ class UniformWeight(Compressed):
         position = jnp.clip(self.weight / step, *self.codec.limits)
         return _replace_value(position, jnp.round(position)) * step
 
-    def holding_codec(self):
-        if self.weight is None:
-            return self.codec
-        return _holding(self.codec, self.weight, len(self.stack))
-
     @property
     def scales(self):
         return self._step(self.scale)
@@ -241,13 +244,6 @@ class _Best(NamedTuple):
     step: Float[Array, "..."]
     error: Float[Array, "..."]
     refit: Float[Array, "..."]
-
-
-def _holding(codec: Uniform, weight: Array, stack: int = 0) -> Uniform:
-    """The codec with a dtype for steps that holds those of all weights' range."""
-    widest = largest_of(weight, stack) / codec.limits[1]
-    dtype = holding_dtype(codec.scale_dtype, widest, stack)
-    return dataclasses.replace(codec, scale_dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

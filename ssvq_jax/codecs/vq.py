@@ -29,7 +29,7 @@ class VQ(CodebookCodec):
     block: int
     codebook_dtype: str = "float16"
     channel_scale: str | None = dataclasses.field(default=None, kw_only=True)
-    starts: int = dataclasses.field(default=1, kw_only=True, compare=False)
+    starts: int = dataclasses.field(default=1, kw_only=True)
 
     def encode(self, weight, *, key, importance, axis):
         return VQWeight(**self.clustered(weight, importance, key=key, axis=axis)[0])

@@ -14,6 +14,7 @@ from ssvq_jax.core.checks import (
     as_array,
     require_finite,
     require_floating,
+    require_integer,
     require_nonnegative,
 )
 from ssvq_jax.core.lloyd import lloyd, padded_count
@@ -55,8 +56,9 @@ def fit_codebook(
       iterations: Upper limit of Lloyd iterations, 0 or more.
       init: `"k-means++"` (on a sample of the points where there are many), or the
         `(k, d)` codebook to start from.
-      starts: How many times k-means++ is drawn. Each goes through ten iterations on
-        the sample, and the one with the least error there goes on with all points.
+      starts: How many times k-means++ is drawn. Each goes through ten iterations, or
+        `iterations`, on the sample; the one with the least error there goes on with
+        all points.
       axis_name: Inside of `jax.shard_map`, the mesh axes over which points are split,
         as many on every device: one codebook for the points of all devices. Nothing
         but sums, samples and the candidates for reseeding passes between them. `key`
@@ -110,8 +112,7 @@ def fit_codebook(
                 f"got {importance.shape}"
             )
         require_nonnegative("importance", importance)
-    if starts < 1:
-        raise ValueError(f"starts: expected 1 or more, got {starts}")
+    require_integer("starts", starts, 1)
     start = None
     if isinstance(init, str):
         if init != "k-means++":
@@ -181,7 +182,8 @@ def fit_padded(
         if starts == 1:
             first = _seed(*sample, total, uniform[0])
         else:
-            first = _best_start(*sample, total, uniform)
+            trial = min(iterations, _TRIAL_ITERATIONS)
+            first = _best_start(*sample, total, uniform, trial)
     else:
         first = start
     return lloyd(points, weights, first, count, iterations=iterations, shards=shards)
@@ -249,24 +251,25 @@ def _seed(
     return (codebook + units.mean) * units.scale
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=4)
 def _best_start(
     points: Float[Array, "s d"],
     weights: Float[Array, "s q"],
     count: Int[Array, ""] | int,
     uniform: Float[Array, "starts k"],
+    iterations: int,
 ) -> Float[Array, "k d"]:
     """Of several codebooks for a sample, the one with the least error there."""
     size = points.shape[0]
+    units = find_units(points, weights)  # in others errors may overflow
+    points, weights = normalize(points, weights, units)
     padded, masses = (jnp.asarray(x) for x in pad_points(points, weights))
     used = jnp.minimum(count, size)
 
     def attempt(uniform):
         start = _seed(points, weights, count, uniform)
-        codebook, _, inertia = lloyd(
-            padded, masses, start, used, iterations=_TRIAL_ITERATIONS
-        )
+        codebook, _, inertia = lloyd(padded, masses, start, used, iterations=iterations)
         return codebook, inertia
 
     codebooks, inertias = jax.lax.map(attempt, uniform)
-    return codebooks[jnp.argmin(inertias)]
+    return (codebooks[jnp.argmin(inertias)] + units.mean) * units.scale

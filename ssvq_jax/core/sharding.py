@@ -41,7 +41,7 @@ def fit_sharding(
         return None
     spec = []
     for size, names in zip(shape, sharding.spec, strict=False):
-        parts = math.prod(sharding.mesh.shape[name] for name in _names(names))
+        parts = math.prod(sharding.mesh.shape[name] for name in mesh_axes(names))
         spec.append(names if size % parts == 0 else None)
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
@@ -56,7 +56,7 @@ def place(x: Array, sharding: NamedSharding | None) -> Array:
     kinds = _kinds(sharding)
     if isinstance(x, Tracer) and AxisType.Explicit in kinds.values():
         spec = (  # Auto axes are the compiler's
-            tuple(n for n in _names(entry) if kinds[n] == AxisType.Explicit) or None
+            tuple(n for n in mesh_axes(entry) if kinds[n] == AxisType.Explicit) or None
             for entry in sharding.spec
         )
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
@@ -140,7 +140,7 @@ def split_sharding(x: Array, units: tuple[int, ...]) -> NamedSharding | None:
         return fits
 
     known = [
-        (i, name) for i, entry in enumerate(sharding.spec) for name in _names(entry)
+        (i, name) for i, entry in enumerate(sharding.spec) for name in mesh_axes(entry)
     ]
     unknown = [
         name for name in kinds if isinstance(x, Tracer) and kinds[name] == AxisType.Auto
@@ -155,7 +155,7 @@ def split_sharding(x: Array, units: tuple[int, ...]) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in split)))
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def mesh_axes(entry: Any) -> tuple[str, ...]:
     """The mesh axes of an entry of a `PartitionSpec`: a name, some, or `None`."""
     return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
 
@@ -177,7 +177,7 @@ class Shards:
     @classmethod
     def of(cls, sharding: NamedSharding, shape: tuple[int, ...]) -> "Shards":
         """Those of a sharding that `split_sharding` gave."""
-        return cls(shape, tuple(map(_names, sharding.spec)))
+        return cls(shape, tuple(map(mesh_axes, sharding.spec)))
 
     def names(self, axes: Sequence[int] | None = None) -> tuple[str, ...]:
         """The mesh axes that split some axes of the grid, or any."""

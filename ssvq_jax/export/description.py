@@ -34,6 +34,8 @@ _ALWAYS_WRITTEN = {
 }
 """The options of the first files. Any other is written where it is not the codec's
 default, which is therefore part of the format: it stays as it is."""
+_NEVER_WRITTEN = {"starts"}
+"""Options that only `encode` knows."""
 
 _KEYS = ("version", "alignment", "codecs", "compressed", "containers", "metadata")
 
@@ -192,7 +194,10 @@ def _options(codec: Codec) -> dict[str, Any]:
         field.name: getattr(codec, field.name)
         for field in dataclasses.fields(codec)
         if field.name in _ALWAYS_WRITTEN
-        or (field.compare and getattr(codec, field.name) != field.default)
+        or (
+            field.name not in _NEVER_WRITTEN
+            and getattr(codec, field.name) != field.default
+        )
     }
 
 
@@ -203,7 +208,7 @@ def _codec(entry: Any) -> Codec:
             raise TypeError("expected a mapping")
         options = dict(entry)
         codec = CODECS[options.pop("name")]
-        names = {field.name for field in dataclasses.fields(codec) if field.compare}
+        names = {field.name for field in dataclasses.fields(codec)} - _NEVER_WRITTEN
         unknown = options.keys() - names
         if unknown:
             raise ValueError(f"unknown options {sorted(unknown)}"[:200])

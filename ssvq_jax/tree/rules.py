@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssvq_jax.codecs import Codec, Compressed, encode, encode_stack, is_compressed
+from ssvq_jax.codecs import Codec, Compressed, encode_stack, is_compressed
 from ssvq_jax.core.blocks import contracted_axis
 from ssvq_jax.core.checks import require_integer
 from ssvq_jax.core.kmeans import Key
@@ -32,10 +32,12 @@ class Rule:
       stack: How many leading axes are stacked, as those of layers under `nn.scan` or of
         experts: each slice gets a codebook of its own. `axis` counts without them. Or
         the name that the metadata of NNX and Linen give such axes, or several: how many
-        leading axes are so called may differ then from one parameter to the next.
+        leading axes are so called may differ then from one parameter to the next, and
+        one without metadata has none. Flax names axes of variables made by
+        `with_partitioning` only.
 
     Raises:
-      TypeError: A codec that is none.
+      TypeError: A codec that is none; a `stack` of another kind.
       ValueError: A pattern that is no regular expression.
     """
 
@@ -53,11 +55,19 @@ class Rule:
             raise TypeError(
                 f"codec: expected a codec such as SSVQ() or None, got {self.codec!r}"
             )
-        names = (self.stack,) if isinstance(self.stack, str) else self.stack
-        if isinstance(names, tuple) and all(isinstance(x, str) for x in names):
-            object.__setattr__(self, "stack", names)
-        else:
+        if isinstance(self.stack, str):
+            object.__setattr__(self, "stack", (self.stack,))
+        if isinstance(self.stack, int):
             require_integer("stack", self.stack, 0)
+        elif not (
+            isinstance(self.stack, tuple)
+            and self.stack
+            and all(isinstance(name, str) and name for name in self.stack)
+        ):
+            raise TypeError(
+                f"stack: expected an integer, a name or a tuple of some, got "
+                f"{self.stack!r}"
+            )
 
     def matches(self, path: str) -> bool:
         """Whether the rule applies to the parameter at `path`."""
@@ -151,10 +161,7 @@ def _encoded(
     """By the rule's codec; slice by slice where so many axes are stacked."""
     codec: Any = rule.codec
     shape = jnp.shape(leaf)
-    if not depth:
-        axis = input_axis(path, shape) if rule.axis is None else rule.axis
-        return encode(codec, leaf, key=key, importance=importance, axis=axis)
-    if len(shape) <= depth or 0 in shape:
+    if depth and (len(shape) <= depth or 0 in shape):
         raise ValueError(
             f"stack: expected more than {depth} axes, none empty, got {shape}"
         )
@@ -163,12 +170,10 @@ def _encoded(
             f"importance: expected the weight's shape {shape}, "
             f"got {jnp.shape(importance)}"
         )
-
-    def encode_slice(codec, leaf, importance, key):
-        inner = dataclasses.replace(rule, codec=codec)
-        return _encoded(inner, path, leaf, importance, key, depth - 1)
-
-    return encode_stack(encode_slice, codec, leaf, importance, key)
+    axis = input_axis(path, shape[depth:]) if rule.axis is None else rule.axis
+    return encode_stack(
+        codec, leaf, key=key, importance=importance, axis=axis, depth=depth
+    )
 
 
 def require_matches(rules: Sequence[Rule], paths: Iterable[str]) -> None:

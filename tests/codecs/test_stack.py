@@ -191,6 +191,9 @@ def test_what_is_refused(weight, key, tmp_path):
         ssvq.matmul(jnp.ones((3, 32)), node)
     product = jax.vmap(ssvq.matmul, (None, 0))(jnp.ones((3, 32)), node)
     assert product.shape == (5, 3, 16)
+    for stack in ((), ""):
+        with pytest.raises(TypeError, match="stack: expected an integer, a name"):
+            ssvq.Rule("w", ssvq.SSVQ(4, 8), stack=stack)
     with pytest.raises(ValueError, match="stack: expected at least 0"):
         ssvq.Rule("w", ssvq.SSVQ(4, 8), stack=-1)
     for shape in ((32,), (0, 32, 16)):

@@ -231,6 +231,14 @@ def test_of_several_starts_the_best_goes_on(count, rng):
 
     assert mean_errors(1).max() > 4
     assert mean_errors(10).max() < 2.2
+    _, _, best = fit_codebook(points, 12, key=jax.random.key(0), starts=10)
+    for scale in (2.0**-70, 2.0**60):  # squares of which overflow, or are 0
+        _, codes, _ = fit_codebook(
+            points * np.float32(scale), 12, key=jax.random.key(0), starts=10
+        )
+        means = [points[codes == i].mean(0) for i in range(12)]
+        error = np.sum((points - np.array(means)[codes]) ** 2)
+        np.testing.assert_allclose(error, best, rtol=1e-3)
     several = fit_codebook(points, 12, key=jax.random.key(0), starts=3)
     jitted = jax.jit(lambda x: fit_codebook(x, 12, key=jax.random.key(0), starts=3))
     chex.assert_trees_all_close(several, jitted(points), rtol=1e-4, atol=1e-4)
@@ -310,7 +318,7 @@ def test_wide_blocks_and_many_codewords(rng, key):
         ({"importance": -np.ones(4, np.float32)}, ValueError, "importance.*>= 0"),
         ({"init": "random"}, ValueError, "init.*'random'"),
         ({"init": np.ones((3, 2), np.float32)}, ValueError, r"init.*\(2, 2\)"),
-        ({"starts": 0}, ValueError, "starts.*got 0"),
+        ({"starts": 0}, ValueError, "starts.*at least 1, got 0"),
         ({"starts": 2, "init": np.ones((2, 2), np.float32)}, ValueError, "starts.*2"),
     ],
 )

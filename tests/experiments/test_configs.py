@@ -148,7 +148,7 @@ def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen):
 
 
 def test_rates_of_starts_are_those_of_the_best_runs():
-    for start, chosen in starts._STARTED.items():
+    for start, chosen in starts._RATES.items():
         for method, rates in chosen.items():
             if start == "calibrated" or method == "coded":
                 name = f"{method}-{start}"
