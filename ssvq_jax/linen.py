@@ -109,7 +109,9 @@ def _box_node(x: Any) -> Any:
     boxes = {name: leaf for name, leaf in x.leaves().items() if _is_box(leaf)}
     if not boxes:
         return x
-    arrays = {name: jax.tree.leaves(box)[0] for name, box in boxes.items()}
+    arrays = {
+        name: next(iter(jax.tree.leaves(box)), None) for name, box in boxes.items()
+    }
     return next(iter(boxes.values())).replace_boxed(x.replace(**arrays))
 
 

@@ -93,7 +93,9 @@ def load_packed(model: nnx.Module, path: str | pathlib.Path) -> Any:
                 raise ValueError(
                     f"{path}: {names[keys]}: expected shape {shape}, got {value.shape}"
                 )
-            kept = is_compressed(value) and keys[-1] in ("kernel", "embedding")
+            kept = is_compressed(value) and (
+                keys[-1] == "kernel" or (keys[-1] == "embedding" and value.axis == 1)
+            )
             params[keys] = value if kept else jnp.asarray(ssvq.decode(value))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

@@ -139,13 +139,13 @@ def _depths(
     Raises:
       ValueError: A rule with names of axes that none of its parameters has.
     """
-    depths, own = {}, {}
-    for path, rule in chosen.items():
-        if rule is not None:
-            depths[path] = rule.depth(names.get(path, ()))
-            own.setdefault(rule, []).append(path)
-    for rule, paths in own.items():
-        if isinstance(rule.stack, tuple) and not any(depths[x] for x in paths):
+    own = {path: rule for path, rule in chosen.items() if rule is not None}
+    depths = {path: rule.depth(names.get(path, ())) for path, rule in own.items()}
+    for rule in own.values():
+        if not isinstance(rule.stack, tuple):
+            continue
+        paths = [path for path in own if own[path] is rule]
+        if not any(depths[path] for path in paths):
             known = {path: names[path] for path in paths if path in names}
             raise ValueError(
                 f"stack: no parameter of {rule.pattern!r} has a leading axis named "
