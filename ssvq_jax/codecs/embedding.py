@@ -103,23 +103,26 @@ def _require_table(compressed: Compressed) -> None:
 
 @jax.jit
 def _take(node: Compressed, indices: Array) -> Array:
-    take = compiler_sharded(_take_rows, _sharding_of_rows(node, indices))
+    shape = (*indices.shape, node.shape[1])
+    take = compiler_sharded(_take_rows, _sharding_of(indices, node, 1, shape))
     return take(node, indices)
 
 
-def _sharding_of_rows(node: Compressed, indices: Array) -> NamedSharding | None:
-    """Split as the indices are, or else along the width as the table is."""
+def _sharding_of(
+    batch: Array, node: Compressed, axis: int, shape: tuple[int, ...]
+) -> NamedSharding | None:
+    """Split as the leading axes of `batch` are, or else as an axis of the table is."""
     table = next(filter(None, map(sharding_of, node.leaves().values())), None)
-    batch = sharding_of(indices)
-    own = table if batch is None else batch
+    given = sharding_of(batch)
+    own = table if given is None else given
     if own is None:
         return None
-    spec: list[Any] = [None] * (indices.ndim + 1)
-    if batch is not None:
-        spec[: len(batch.spec)] = batch.spec
-    elif table is not None and len(table.spec) > 1:
-        spec[-1] = table.spec[1]
-    shape = (*indices.shape, node.shape[1])
+    spec: list[Any] = [None] * len(shape)
+    if given is None:
+        spec[-1:] = own.spec[axis : axis + 1] or [None]
+    else:
+        leading = own.spec[: len(shape) - 1]
+        spec[: len(leading)] = leading
     return fit_sharding(NamedSharding(own.mesh, PartitionSpec(*spec)), shape)
 
 
@@ -140,24 +143,8 @@ def _take_rows(node: Compressed, indices: Array) -> Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _attend(x: Array, node: Compressed, size: int) -> Array:
     multiply = functools.partial(_attend_in_slabs, size=size)
-    return compiler_sharded(multiply, _sharding_of_logits(x, node))(x, node)
-
-
-def _sharding_of_logits(x: Array, node: Compressed) -> NamedSharding | None:
-    """Split as the rows of `x` are, or else as those of the table."""
-    table = next(filter(None, map(sharding_of, node.leaves().values())), None)
-    batch = sharding_of(x)
-    own = table if batch is None else batch
-    if own is None:
-        return None
-    spec: list[Any] = [None] * x.ndim
-    if batch is not None:
-        spec[: len(batch.spec)] = batch.spec
-        spec[-1] = None
-    elif table is not None:
-        spec[-1] = table.spec[0]
     shape = (*x.shape[:-1], node.shape[0])
-    return fit_sharding(NamedSharding(own.mesh, PartitionSpec(*spec)), shape)
+    return compiler_sharded(multiply, _sharding_of(x, node, 0, shape))(x, node)
 
 
 def _attend_in_slabs(x: Array, node: Compressed, size: int) -> Array:
