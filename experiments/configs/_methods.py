@@ -38,6 +38,7 @@ _CODECS = {
         "vq": ssvq.VQ(64, 3, codebook_dtype="int8"),  # 2.057
         "mvq": ssvq.MVQ(64, 4, (3, 4)),  # 2.075
         "ssvq": ssvq.SSVQ(16, 4),  # 2.037
+        "coded": ssvq.SSVQ(32, 4, sign_code="parity", codebook_dtype="int8"),  # 2.038
     },
     3: {
         "uniform": ssvq.Uniform(3),  # 3.125

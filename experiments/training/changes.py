@@ -18,16 +18,20 @@ class Changes:
     def __init__(self, params: Any):
         self._signs, self._codes = signs(params), _codes(params)
 
-    def shares(self, state: Any) -> dict[str, float]:
+    def shares(self, state: Any, before: list[jax.Array]) -> dict[str, float]:
         """Shares of the signs flipped and frozen, and of the codes moved, if there are.
 
         Args:
           state: That of the program now.
+          before: The `signs` a step ago: "flips" are those of this one step, "flipped"
+            those that differ from the start.
         """
         found = {}
         total = sum(x.size for x in self._signs)
         if total:
-            found["flipped"] = _different(self._signs, signs(state.params))
+            now = signs(state.params)
+            found["flipped"] = _different(self._signs, now)
+            found["flips"] = _different(before, now)
             states = jax.tree.leaves(state.optimizer, is_leaf=_is_freezing)
             masks = jax.tree.leaves([x.frozen for x in states if _is_freezing(x)])
             if masks:

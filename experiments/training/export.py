@@ -18,6 +18,7 @@ from ssvq_jax.checkpoint import Checkpoint
 
 PACKED = "model.ssvq.safetensors"
 """Name of the file of a compressed run."""
+_CHANGED = ("flipped", "frozen", "moved")
 
 
 class DivergedError(ArithmeticError):
@@ -96,7 +97,7 @@ def record(
         found["bits_per_weight"] = report.compressed.bits_per_weight
         found["ratio"] = report.compressed.ratio
         found["model_ratio"] = report.model.ratio
-        found |= {k: last[k] for k in ("flipped", "frozen", "moved") if k in last}
+        found |= {k: last[k] for k in _CHANGED if k in last}
     packages = ("jax", "flax", "optax")
     return found | {
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -107,7 +108,7 @@ def record(
 
 def curve(task: Task, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of a log that end an epoch, and of them what pages read."""
-    kept = ("step", "loss", f"validation/{task.metric}", "flipped", "frozen", "moved")
+    kept = ("step", "loss", f"validation/{task.metric}", *_CHANGED, "flips")
     return [
         {name: line[name] for name in kept if name in line}
         for line in lines

@@ -23,7 +23,7 @@ from experiments.models import checkpoint
 from experiments.tasks import Task
 from experiments.training import export
 from experiments.training.calibration import Calibrated
-from experiments.training.changes import Changes
+from experiments.training.changes import Changes, signs
 from experiments.training.config import Data, Experiment
 from experiments.training.devices import Devices
 from experiments.training.evaluation import Judge
@@ -247,15 +247,16 @@ class _Run:
         every = max(1, self.steps // moving.checks) if moving else self.steps
         losses, since = [], time.perf_counter()
         for step, arrays in zip(range(done + 1, self.steps + 1), source, strict=False):
+            epoch_ends = step % self.epoch == 0 or step == self.steps
+            before = signs(state.params) if epoch_ends else []
             state, loss = update(state, self.devices.batch(arrays), teacher)
             losses.append(loss)
             if step % every == 0 and step < self.steps:
                 state = self.program.reassigned(state)
-            epoch_ends = step % self.epoch == 0 or step == self.steps
             if step % self.execution.log_every == 0 or epoch_ends:
                 values = self._progress(bar, step, losses, since)
                 if epoch_ends:
-                    values |= changes.shares(state)
+                    values |= changes.shares(state, before)
                     held_out = self._rows(state, "validation")
                     values |= self.judge.score(held_out, "validation")
                     self._tell(step, values)

@@ -109,7 +109,7 @@ def test_every_kernel_of_the_networks_on_coco_is_compressed(network):
 
 def test_nothing_is_chosen_by_test_images():
     chosen = [name for name in _NAMES if name.split("/")[-1] in _CHOOSING]
-    assert len(chosen) == 6
+    assert len(chosen) == 7
     for name in chosen:
         runs = _load(name).values()
         assert all(run.data.test is None and run.data.validation for run in runs)

@@ -172,6 +172,7 @@ def test_signs_flip_and_freeze(tmp_path):
     frozen = [line["frozen"] for line in lines]
     assert len(frozen) == 6 and frozen == sorted(frozen) and 0 < frozen[-1] < 1
     assert 0 < lines[-1]["flipped"] < 0.5
+    assert all(0 < line["flips"] < line["flipped"] for line in lines)
 
 
 def test_a_diverging_run_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
