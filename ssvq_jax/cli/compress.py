@@ -28,6 +28,7 @@ from ssvq_jax.cli.finished import Finished
 from ssvq_jax.cli.inspect import describe_file, file_json, report_json
 from ssvq_jax.cli.statistics import Statistics
 from ssvq_jax.cli.terminal import Flag, byte_count, check_target, progress, status
+from ssvq_jax.codecs import SSVQ
 from ssvq_jax.core.sign_codes import SignCode
 from ssvq_jax.export import PackedFile, save
 from ssvq_jax.export.container import NAMES, bits_of
@@ -266,10 +267,7 @@ def _encoded(
                 node = finished.read(causes) if large else None
                 try:
                     if node is None:
-                        compressed = calibration.compress(
-                            weight, [rule], key=key, moments=own
-                        )
-                        node = tree.finalize(compressed)[name]
+                        node = _inference_form(name, weight, rule, key, own)
                         if large:
                             finished.write(causes, node)
                     leaves[name] = node
@@ -281,6 +279,28 @@ def _encoded(
     found = {row.path: row for row in rows}
     rows = [found[name] for name in checkpoint]
     return {name: leaves[name] for name in checkpoint}, rows, kept
+
+
+def _inference_form(
+    name: str,
+    weight: Mapping[str, Any],
+    rule: tree.Rule,
+    key: Any,
+    moments: Statistics | None,
+) -> Any:
+    """The node that is stored, without the latents that training would begin with.
+
+    These are twice as large as a weight in bfloat16.
+    """
+    codec, own = rule.codec, {}
+    if isinstance(codec, SSVQ):
+        own = {"learn_signs": codec.learn_signs}
+        rule = dataclasses.replace(
+            rule, codec=dataclasses.replace(codec, learn_signs=False)
+        )
+    compressed = calibration.compress(weight, [rule], key=key, moments=moments)
+    node = tree.finalize(compressed)[name]
+    return node.replace(codec=dataclasses.replace(node.codec, **own))
 
 
 def _causes(

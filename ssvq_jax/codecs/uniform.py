@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
@@ -28,6 +29,7 @@ from ssvq_jax.core.sharding import (
     split_sharding,
 )
 
+_SLAB = 1 << 18  # weights, 1 MiB
 # Steps that are tried, in units of the one whose largest code is the largest weight. 0
 # is the step that fits best to the best codes so far; before there are any, LSQ's.
 _RATIOS = (0.0, 1.0, *np.linspace(1.04, 0.01, 96), 0.0, 0.0)
@@ -87,21 +89,25 @@ class Uniform(Codec):
     def encode(self, weight, *, key, importance, axis):
         del key  # nothing is drawn
         latent = jnp.array(weight, jnp.float32, copy=True)  # steps may donate it
-        if importance is None:  # not a constant: compilers take seconds to sum those
-            importance = jnp.isfinite(latent).astype(jnp.float32)
         # Channels lie whole on a device, where they can: no sum depends on devices.
         channels = channel_shape(weight.shape, axis)
         units = (
             1 if n > 1 else size for n, size in zip(channels, weight.shape, strict=True)
         )
         split = split_sharding(latent, tuple(units))
-        others = _other_axes(weight.shape, axis)
         codec = self.holding(latent)
-        arrays = place(latent, split), place(importance, split)
-        find = compiler_sharded(
-            functools.partial(_least_error, codec, others),
-            replicated(sharding_of(arrays[0])),
-        )
+        arrays = place(latent, split), None
+        if importance is not None:
+            arrays = arrays[0], place(importance, split)
+        together = replicated(sharding_of(arrays[0]))
+        channel = channel_axis(weight.shape, axis)
+        # Under `jit` only the compiler may know how weights are split.
+        if channel is None or together is not None or isinstance(latent, Tracer):
+            others = _other_axes(weight.shape, axis)
+            find = functools.partial(_least_error, codec, others)
+        else:
+            find = functools.partial(_least_error_in_slabs, codec, channel)
+        find = compiler_sharded(find, together)
         scale = place(find(*arrays), replicated(sharding_of(latent)))
         return UniformWeight(
             codec=codec,
@@ -214,10 +220,10 @@ class UniformWeight(Compressed):
         require_finite("scale", self.scale)
         # Codes are chosen for the steps as they are read again, rounded to their dtype.
         step = self._step(self.scale.astype(self.codec.scale_dtype))
-        codes = jnp.round(jnp.clip(self.weight / step, *self.codec.limits))
         stored = step.reshape(self.scale.shape).astype(self.codec.scale_dtype)
         require_finite("scale", stored.astype(jnp.float32))
-        return self.replace(scale=stored, weight=None, codes=codes.astype(jnp.int8))
+        codes = _codes(self.weight, step, self.codec.limits)
+        return self.replace(scale=stored, weight=None, codes=codes)
 
     def stored(self):
         lowest, _ = self.codec.limits
@@ -230,6 +236,12 @@ class UniformWeight(Compressed):
 
     def _broadcast(self, scale):
         return scale.astype(jnp.float32).reshape(channel_shape(self.shape, self.axis))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _codes(weight, step, limits):
+    """In one loop: the steps between would each be as large as the weight."""
+    return jnp.round(jnp.clip(weight / step, *limits)).astype(jnp.int8)
 
 
 class _Best(NamedTuple):
@@ -247,11 +259,36 @@ class _Best(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _least_error_in_slabs(
+    codec: Uniform,
+    channel: int,
+    weight: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"] | None,
+) -> Float[Array, " channels"]:
+    """`_least_error` of some channels at a time, while they are in cache."""
+    count = weight.shape[channel]
+    size = min(count, max(1, _SLAB * count // weight.size))
+    others = tuple(i for i in range(weight.ndim) if i != channel)
+
+    def visit(i, steps):
+        start = jnp.minimum(i * size, count - size)
+
+        def some(x):
+            return jax.lax.dynamic_slice_in_dim(x, start, size, channel)
+
+        found = _least_error(codec, others, *jax.tree.map(some, (weight, importance)))
+        return jax.lax.dynamic_update_slice(steps, found, (start,))
+
+    blank = jnp.zeros_like(weight, shape=(count,))
+    return jax.lax.fori_loop(0, -(-count // size), visit, blank)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _least_error(
     codec: Uniform,
     others: tuple[int, ...],
     weight: Float[Array, "*shape"],
-    importance: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"] | None,
 ) -> Float[Array, " channels"]:
     """The step of least weighted squared error of every channel, as it is stored.
 
@@ -261,6 +298,8 @@ def _least_error(
     lowest, highest = codec.limits
     total = functools.partial(jnp.sum, axis=others, keepdims=True)
     most = functools.partial(jnp.max, axis=others, keepdims=True)
+    if importance is None:  # not a constant: compilers take seconds to sum those
+        importance = jnp.isfinite(weight).astype(jnp.float32)
     # Sums of large importance overflow, and squares of large weights.
     heaviest = most(importance)
     importance = importance / jnp.where(heaviest > 0, heaviest, 1.0)

@@ -1,6 +1,7 @@
 """What was compressed, to how many bits, at what error: per parameter and in all."""
 
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
-from ssvq_jax.core.checks import as_array
+from ssvq_jax.core.checks import as_array, largest_of
 from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
@@ -177,28 +178,30 @@ def _relative_errors(
         raise ValueError(
             f"{path}: expected shape {node.array_shape} in the reference, got {found}"
         )
-    return _squared_errors(node, as_array(original))
-
-
-@jax.jit
-def _squared_errors(
-    node: Compressed, original: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    original = original.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(original))
+    original = as_array(original)
+    sliced = bool(node.stack) or (original.ndim in (3, 5) and node.axis != 0)
+    largest = largest_of(original)
     unit = jnp.where(largest > 0, largest, 1.0)  # squares of large weights overflow
-    original = original / unit
-    difference = original - node.decode().astype(jnp.float32) / unit
+    # One by one: together XLA would keep what they are the sums of.
+    norms = _squares(original, None, unit, sliced)
+    squares = _squares(original, node, unit, sliced)
+    total = _ratio(jnp.sum(squares), jnp.sum(norms))
+    return total, jnp.max(_ratio(squares, norms)) if sliced else None
 
-    def ratio(squares, norms):
-        return jnp.where(norms > 0, squares / jnp.where(norms > 0, norms, 1.0), squares)
 
-    parts = [jnp.square(difference), jnp.square(original)]
-    total = ratio(*map(jnp.sum, parts))
-    if not node.stack and (original.ndim not in (3, 5) or node.axis == 0):
-        return total, None
-    slices = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in parts]
-    return total, jnp.max(ratio(*slices))
+@functools.partial(jax.jit, static_argnums=3)
+def _squares(
+    original: jax.Array, node: Compressed | None, unit: jax.Array, sliced: bool
+) -> jax.Array:
+    """Squares of weights or, with a node, of its errors; summed, or slice by slice."""
+    values = original.astype(jnp.float32) / unit
+    if node is not None:
+        values -= node.decode().astype(jnp.float32) / unit
+    return jnp.sum(jnp.square(values), axis=tuple(range(int(sliced), values.ndim)))
+
+
+def _ratio(squares: jax.Array, norms: jax.Array) -> jax.Array:
+    return jnp.where(norms > 0, squares / jnp.where(norms > 0, norms, 1.0), squares)
 
 
 def _codewords_used(node: Any) -> float | None:

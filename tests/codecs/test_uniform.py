@@ -44,6 +44,27 @@ def test_uniform_against_numpy(shape, axis, channels, bits):
     np.testing.assert_array_equal(ssvq.decode(final), ssvq.decode(node))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_large_weights_get_the_steps_of_their_channels(axis, weighted):
+    # Channels are searched some at a time, here 373 or 391 of about a thousand.
+    weight = normal((701, 1009)) * jnp.linspace(0.1, 10, 1009)[None]
+    importance = jnp.square(normal((701, 1009))) if weighted else None
+    codec = ssvq.Uniform(3, scale_dtype="float32")
+
+    def scales(part):
+        part, masses = weight[part], None if importance is None else importance[part]
+        options = {"key": jax.random.key(0), "axis": axis, "importance": masses}
+        return np.asarray(ssvq.encode(codec, part, **options).scale)
+
+    first, last = slice(None, 100), slice(-100, None)
+    parts = [(slice(None), x) if axis == 0 else (x,) for x in (first, last)]
+    found = scales(slice(None))
+    # Sums of other shapes are rounded otherwise, and another step may be the best.
+    np.testing.assert_allclose(found[:100], scales(parts[0]), rtol=1e-4)
+    np.testing.assert_allclose(found[-100:], scales(parts[1]), rtol=1e-4)
+
+
 def _error(weight, importance, step, bits, others):
     """Squared error of every channel, float64."""
     weight, step = np.asarray(weight, np.float64), np.asarray(step, np.float64)
