@@ -66,7 +66,9 @@ def split(params: Any) -> dict[str, Any]:
     `params` may come from `ssvq_jax.compress` or `ssvq_jax.load`. Metadata of a weight,
     as names of its axes, become those of its latent and codes, which have these axes:
     `flax.linen.get_partition_spec` finds them there. Of codes the contracted axis
-    counts blocks, and what splits it has to divide those.
+    counts blocks, and what splits it has to divide those. `params` puts the two halves
+    together and the metadata around the weight again, which `ssvq_jax.combine` does
+    not.
     """
     boxed = jax.tree.map(_box_leaves, params, is_leaf=_is_box)
     trainable, fixed = tree.partition(boxed)

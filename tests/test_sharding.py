@@ -279,7 +279,7 @@ def test_matmul(mesh, rng, key):
 
 
 @pytest.mark.parametrize("spec", [P("x", "y"), P(None, "y"), P()], ids=str)
-def test_tables_of_embeddings(spec, mesh, rng, key):
+def test_tables_of_embeddings(spec, kind, mesh, rng, key):
     table = rng.normal(size=(64, 16)).astype(np.float32)
     sharded = jax.device_put(table, NamedSharding(mesh, spec))
     tokens = np.array([[1, 5], [63, 0]])
@@ -292,6 +292,10 @@ def test_tables_of_embeddings(spec, mesh, rng, key):
             np.testing.assert_allclose(
                 ssvq.take(node, indices), decoded[tokens], rtol=1e-6
             )
+        if kind == AxisType.Explicit:  # as the tokens and, along its rows, the table
+            width = spec[1] if len(spec) > 1 else None
+            taken = ssvq.take(node, split).sharding.spec
+            assert tuple(taken) == ("x", None, width)
         for rows in (x, ssvq.take(node, tokens)):
             expected = np.asarray(rows) @ decoded.T
             np.testing.assert_allclose(

@@ -130,7 +130,7 @@ class Embedding(nnx.Module):
         table: Any = self.embedding.get_value()
         if is_compressed(table):
             return ssvq.take(table, tokens)
-        return jnp.take(table, tokens, axis=0)
+        return jnp.take(table, tokens, axis=0, mode="clip")
 
     def attend(self, x: jax.Array) -> jax.Array:
         """`(rows, width)` to logits `(rows, vocabulary)`."""

@@ -430,3 +430,19 @@ def _assign(
 def is_compressed(x: Any) -> bool:
     """Whether `x` is a `Compressed` node; the `is_leaf` of the tree functions."""
     return isinstance(x, Compressed)
+
+
+def require_node(compressed: Any) -> None:
+    """Raise unless `compressed` is a node of one weight.
+
+    Raises:
+      TypeError: No node.
+      ValueError: A stack.
+    """
+    if not is_compressed(compressed):
+        raise TypeError(f"compressed: expected a node, got {type(compressed).__name__}")
+    if compressed.stack:
+        raise ValueError(
+            f"expected one compressed weight, got a stack of {compressed.stack}: apply "
+            "jax.vmap to it"
+        )

@@ -10,8 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ssvq_jax.codecs.codec import Compressed, is_compressed
-from ssvq_jax.core.sharding import compiler_sharded, fit_sharding, sharding_of
+from ssvq_jax.codecs.codec import Compressed, require_node
+from ssvq_jax.core.sharding import (
+    compiler_sharded,
+    fit_sharding,
+    mesh_axes,
+    sharding_of,
+)
 
 _SLAB = 1 << 20  # weights, 4 MiB
 
@@ -79,20 +84,13 @@ def attend(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch rows"]:
     rows, width = compressed.shape
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"x: expected shape (..., {width}), got {x.shape}")
-    leaves = compressed.leaves().values()
-    split = any(sharding_of(jnp.asarray(leaf)) for leaf in leaves)
+    split = any(map(sharding_of, compressed.leaves().values()))
     in_slabs = jax.default_backend() == "cpu" and not split and x.size > width
     return _attend(x, compressed, max(2, _SLAB // width) if in_slabs else rows)
 
 
 def _require_table(compressed: Compressed) -> None:
-    if not is_compressed(compressed):
-        raise TypeError(f"compressed: expected a node, got {type(compressed).__name__}")
-    if compressed.stack:
-        raise ValueError(
-            f"expected one compressed weight, got a stack of {compressed.stack}: apply "
-            "jax.vmap to it"
-        )
+    require_node(compressed)
     if len(compressed.shape) != 2 or compressed.axis != 1:
         raise ValueError(
             "compressed: expected a table (rows, width) with blocks along axis 1, got "
@@ -111,19 +109,23 @@ def _take(node: Compressed, indices: Array) -> Array:
 def _sharding_of(
     batch: Array, node: Compressed, axis: int, shape: tuple[int, ...]
 ) -> NamedSharding | None:
-    """Split as the leading axes of `batch` are, or else as an axis of the table is."""
+    """Split as the leading axes of `batch` are, and at last as an axis of the table."""
     table = next(filter(None, map(sharding_of, node.leaves().values())), None)
-    given = sharding_of(batch)
-    own = table if given is None else given
-    if own is None:
+    batch_sharding = sharding_of(batch)
+    given = batch_sharding or table
+    if given is None:
         return None
     spec: list[Any] = [None] * len(shape)
-    if given is None:
-        spec[-1:] = own.spec[axis : axis + 1] or [None]
-    else:
-        leading = own.spec[: len(shape) - 1]
+    if batch_sharding is not None:
+        leading = batch_sharding.spec[: len(shape) - 1]
         spec[: len(leading)] = leading
-    return fit_sharding(NamedSharding(own.mesh, PartitionSpec(*spec)), shape)
+    if table is not None:
+        taken = {name for entry in spec for name in mesh_axes(entry)}
+        last = (
+            name for entry in table.spec[axis : axis + 1] for name in mesh_axes(entry)
+        )
+        spec[-1] = tuple(name for name in last if name not in taken) or None
+    return fit_sharding(NamedSharding(given.mesh, PartitionSpec(*spec)), shape)
 
 
 def _take_rows(node: Compressed, indices: Array) -> Array:

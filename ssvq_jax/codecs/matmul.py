@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ssvq_jax.codecs.codec import Compressed, is_compressed
+from ssvq_jax.codecs.codec import Compressed, require_node
 from ssvq_jax.core.sharding import sharding_of
 
 _TABLE_ENTRIES = 4096  # 16 KiB
@@ -59,16 +59,10 @@ def matmul(x: ArrayLike, compressed: Compressed) -> Float[Array, "*batch out"]:
       >>> bool(jnp.allclose(ssvq.matmul(x, node), x @ ssvq.decode(node), atol=1e-4))
       True
     """
-    if not is_compressed(compressed):
-        raise TypeError(f"compressed: expected a node, got {type(compressed).__name__}")
+    require_node(compressed)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    if compressed.stack:
-        raise ValueError(
-            f"expected one compressed weight, got a stack of {compressed.stack}: apply "
-            "jax.vmap to it"
-        )
     if len(compressed.shape) != 2:
         raise ValueError(
             f"compressed: expected a weight (in, out), got shape {compressed.shape}"
@@ -90,7 +84,7 @@ def _form(rows: int, node: Any, dtype: Any = jnp.float32) -> Form:
     leaves = node.leaves()
     if not {"codes", node.bit_leaf or "codes"} <= leaves.keys():
         return "whole"  # in training: signs are latents
-    if any(sharding_of(jnp.asarray(leaf)) for leaf in leaves.values()):
+    if any(map(sharding_of, leaves.values())):
         return "whole"
     width = _table_width(node)
     if rows == 0:

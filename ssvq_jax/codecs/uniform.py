@@ -99,15 +99,17 @@ class Uniform(Codec):
         arrays = place(latent, split), None
         if importance is not None:
             arrays = arrays[0], place(importance, split)
-        together = replicated(sharding_of(arrays[0]))
         channel = channel_axis(weight.shape, axis)
-        # Under `jit` only the compiler may know how weights are split.
-        if channel is None or together is not None or isinstance(latent, Tracer):
-            others = _other_axes(weight.shape, axis)
-            find = functools.partial(_least_error, codec, others)
-        else:
+        # Under `jit` only the compiler may know the devices.
+        alone = not isinstance(latent, Tracer) and len(latent.devices()) == 1
+        if alone and channel is not None and jax.default_backend() == "cpu":
             find = functools.partial(_least_error_in_slabs, codec, channel)
-        find = compiler_sharded(find, together)
+        else:
+            others = _other_axes(weight.shape, axis)
+            find = compiler_sharded(
+                functools.partial(_least_error, codec, others),
+                replicated(sharding_of(arrays[0])),
+            )
         scale = place(find(*arrays), replicated(sharding_of(latent)))
         return UniformWeight(
             codec=codec,

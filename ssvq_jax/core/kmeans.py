@@ -71,7 +71,7 @@ def fit_codebook(
       codes are those of the device's own points.
 
     Raises:
-      TypeError: Points that are not floating point.
+      TypeError: Points that are not floating point; `starts` that is no integer.
       ValueError: Points that are not `(n, d)`, empty, NaN or infinite; `codewords`
         below 1 or above `n`; negative importance or one of another shape; `starts`
         below 1, or several with a codebook to start from.
