@@ -21,6 +21,7 @@ _MEASUREMENTS = {
     "cifar10/dominance": "python -m experiments.measurements.dominance --data-dir DIR",
     "accelerator": "python -m experiments.measurements.accelerator",
     "sizes": "python -m experiments.measurements.sizes",
+    "codebooks": "python -m experiments.measurements.codebooks",
     "benchmarks": "python -m experiments.benchmarks",
 }
 _METRICS = {task.__name__: task.metric for task in TASKS.values()}
