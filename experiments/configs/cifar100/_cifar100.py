@@ -1,0 +1,70 @@
+"""What the experiments on CIFAR-100 share: data, float network, chosen options."""
+
+import dataclasses
+from typing import Any
+
+from experiments.configs.cifar10 import _cifar10
+from experiments.configs.cifar10.starts import from_calibrated
+from experiments.models.zoo import NETWORKS
+from experiments.training.config import Data, Experiment, Freezing
+
+CIFAR100 = Data(name="cifar100", train="train[:45000]", validation="train[45000:]")
+NETWORK = NETWORKS["deit_96_cifar10"].with_classes(100)
+WEIGHTS = "runs/cifar100/floats/96/model.safetensors"
+"""Of the float network, from `floats.py`."""
+RATES = {
+    "float": (1e-4, 1e-4),
+    "uniform": (1e-3, 3e-3),
+    "vq": (3e-4, 1e-3),
+    "mvq": (1e-3, 1e-3),
+    "fixed": (1e-3, 1e-3),
+    "learned": (3e-4, 1e-3),
+    "coded": (1e-3, 1e-3),
+}
+"""The best of `rates.py`, for `experiments.configs.cifar10._cifar10.rates`."""
+FREEZING = _cifar10.FREEZING
+
+
+def tuned(method: str) -> dict[str, Any]:
+    """The learning rates chosen for a method."""
+    return _cifar10.tuned(method, RATES)
+
+
+def fine_tuning(
+    method: str,
+    bits: float,
+    *,
+    epochs: float,
+    rates: dict[str, Any],
+    seed: int = 0,
+    start: str = "calibrated",
+    freezing: Freezing = FREEZING,
+    data: Data = CIFAR100,
+) -> Experiment:
+    """As that of CIFAR-10, from codes that are calibrated.
+
+    Args:
+      method: One of `experiments.configs._methods.TITLES`.
+      bits: As of `experiments.configs._methods.compression`.
+      epochs: Passes over the images.
+      rates: Learning rates, options of `Optimization`.
+      seed: Of clustering and batches.
+      start: One of `experiments.configs.cifar10.starts.STARTS`.
+      freezing: For "frozen".
+      data: Images.
+    """
+    run = dataclasses.replace(
+        _cifar10.fine_tuning(
+            method,
+            bits,
+            epochs=epochs,
+            seed=seed,
+            freezing=freezing,
+            rates=rates,
+            data=data,
+        ),
+        network=NETWORK,
+        weights=WEIGHTS,
+    )
+    calibrated = start == "calibrated" and run.compression is not None
+    return from_calibrated(run) if calibrated else run
