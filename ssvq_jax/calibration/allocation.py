@@ -120,7 +120,7 @@ def allocate(
       candidates: Unlike rules, all that match a parameter count. `Rule(pattern, None)`
         makes leaving it as it is one of them. A codec that does not fit a parameter,
         as with more codewords than blocks, is left out for it. Parameters that no
-        pattern matches stay as they are.
+        pattern matches stay as they are. None may have a `stack`.
       bits: Stored bits a weight of all of `params`: codebooks and scales are counted,
         and what stays as it is. To leave parameters out of the account, hand in a tree
         without them.
@@ -132,8 +132,8 @@ def allocate(
         parameter; decode outside of `jit`, so that the network is compiled once.
 
     Returns:
-      An `Allocation`: rules for `compress`, with exact paths. `print` shows it as a
-      table.
+      An `Allocation`: rules for `compress`, with exact paths; a sequence, to which
+      others are added as `[*allocation, rule]`. `print` shows it as a table.
 
     Raises:
       TypeError, ValueError: What `compress` raises; a parameter none of whose

@@ -22,7 +22,7 @@ def correct_biases(compressed: Any, params: Any, moments: Moments) -> Any:
     To the bias beside a compressed parameter, `LAYER/bias` beside `LAYER/kernel`, the
     mean of what its outputs lack is added: `mean^T (W - W_q)`, with the mean of the
     parameter's inputs. Dense layers, convolutions, grouped and depthwise ones,
-    attention and stacked layers are served alike. Where a batch norm follows, take its
+    attention and stacks are served alike. Where a batch norm follows, take its
     statistics anew instead.
 
     Args:
@@ -65,10 +65,10 @@ def correct_biases(compressed: Any, params: Any, moments: Moments) -> Any:
         if not isinstance(node, Compressed) or bias not in named:
             continue
         original = originals.get(path)
-        if original is None or jnp.shape(original) != node.shape:
+        if original is None or jnp.shape(original) != node.array_shape:
             found = "nothing" if original is None else f"shape {jnp.shape(original)}"
             raise ValueError(
-                f"{path}: expected shape {node.shape} in params, got {found}"
+                f"{path}: expected shape {node.array_shape} in params, got {found}"
             )
         if is_compressed(named[bias]):
             raise ValueError(f"{bias}: expected a bias that is not compressed")

@@ -104,6 +104,17 @@ class Moment:
         matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)
         return jnp.asarray(self.restore(matrix, shape))
 
+    def slice(self, i: int) -> "Moment":
+        """That of a slice of the weight along its first axis.
+
+        Raises:
+          ValueError: The slices have no moments of their own.
+        """
+        if int(np.asarray(self.roles)[0]) != Role.GROUP:
+            raise ValueError("expected moments of every slice of the stack")
+        second, mean, count = self.second[i], self.mean[i], self.count[i]
+        return Moment(second=second, mean=mean, count=count, roles=self.roles[1:])
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` for a weight of other axes, groups or inputs."""
         self._layout(shape)

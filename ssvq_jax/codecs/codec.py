@@ -263,14 +263,17 @@ class Compressed(abc.ABC):
         """The node with these codes, and factors of every weight; without latents."""
         raise self._fixed()
 
-    def require_choosing(self) -> None:
+    def require_choosing(self, path: str = "") -> None:
         """Raise `NotImplementedError` for a codec without `choose`."""
         if type(self).choose is Compressed.choose:
-            raise self._fixed()
+            raise self._fixed(path)
 
-    def _fixed(self) -> Exception:
+    def _fixed(self, path: str = "") -> Exception:
         codec = type(self.codec).__name__
-        return NotImplementedError(f"{codec} chooses no codes: it has no `choose`")
+        place = f"{path}: " if path else ""
+        return NotImplementedError(
+            f"{place}{codec} chooses no codes: it has no `choose`"
+        )
 
     def like(self, node: Any, weight: Float[Array, "*shape"]) -> "Compressed":
         """What `put` gave, with the latents that `node` has; they decode to the same.
@@ -305,8 +308,9 @@ class Compressed(abc.ABC):
         Raises:
           NotImplementedError: A codec without `choose`.
           ValueError: A weight or importance of another shape, or that is not finite;
-            negative importance.
+            negative importance; a stack, of which `jax.vmap` takes the slices.
         """
+        require_node(self)
         self.require_choosing()
         weight = as_array(weight)
         if weight.shape != self.shape:

@@ -34,11 +34,11 @@ class Rule:
         the name that the metadata of NNX and Linen give such axes, or several: how many
         leading axes are so called may differ then from one parameter to the next, and
         one without metadata has none. Flax names axes of variables made by
-        `with_partitioning` only.
+        `with_partitioning` only. Not among the candidates of `allocate`.
 
     Raises:
       TypeError: A codec that is none; a `stack` of another kind.
-      ValueError: A pattern that is no regular expression.
+      ValueError: A pattern that is no regular expression; a `stack` below 0.
     """
 
     pattern: str

@@ -116,6 +116,22 @@ def test_what_stays_as_it_is(rng, key):
     jax.tree.map(np.testing.assert_array_equal, result, compressed)
 
 
+def test_slices_of_a_stack(rng, key):
+    params = {"kernel": rng.normal(size=(3, 16, 8)).astype(np.float32)}
+    params["bias"] = jnp.zeros((3, 8))
+    x = rng.normal(size=(3, 40, 16)).astype(np.float32) + 1
+
+    def apply(params, x):
+        return x @ params["kernel"] + params["bias"][:, None]
+
+    moments = ssvq.calibrate(apply, params, [x])
+    rules = [ssvq.Rule("kernel", ssvq.SSVQ(4, 4), stack=1)]
+    plain = ssvq.compress(params, rules, key=key)
+    found = ssvq.correct_biases(plain, params, moments)
+    means = [apply(ssvq.decode(tree), x).mean(axis=1) for tree in (params, found)]
+    np.testing.assert_allclose(means[0], means[1], atol=1e-4)
+
+
 def test_half_precision_keeps_its_dtype(rng, key):
     params = {"kernel": floats(rng, 5, 3), "bias": floats(rng, 3)}
     moments = ssvq.calibrate(lambda p, x: x @ p["kernel"], params, [floats(rng, 7, 5)])

@@ -194,6 +194,55 @@ def test_linen_with_scan(rng, key):
     assert jax.tree.structure(params) == jax.tree.structure(expected)
 
 
+SPECS = [
+    None,
+    *((kind, P("x", None, "y")) for kind in (AxisType.Auto, AxisType.Explicit)),
+]
+
+
+@pytest.mark.parametrize("placed", SPECS, ids=str)
+def test_slices_of_a_stack_are_refined_by_their_own_moments(placed, rng, key):
+    weight = floats(rng, 2, 16, 8) * np.array([1, 30], np.float32)[:, None, None]
+    params, x = {"w": weight, "bias": jnp.zeros((2, 8))}, floats(rng, 2, 40, 16)
+    moments = ssvq.calibrate(lambda p, x: jnp.matmul(x, p["w"]), params, [x])
+    moment = moments["w"]
+    if placed is not None:
+        kind, spec = placed
+        mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind,) * 2)
+        params["w"] = jax.device_put(weight, NamedSharding(mesh, spec))
+    rules = [ssvq.Rule("w", ssvq.SSVQ(4, 4, channel_scale="float16"), stack=1)]
+    plain = ssvq.compress(params, rules, key=key)
+    found = ssvq.refine(plain, params, moments)
+    assert found["w"].stack == (2,) and found["w"].codec == plain["w"].codec
+    for i, (node, start) in enumerate(
+        zip(found["w"].slices(), plain["w"].slices(), strict=True)
+    ):
+        own = {"w": moment.slice(i)}
+        alone = ssvq.refine({"w": start}, {"w": weight[i]}, own)
+        chex.assert_trees_all_close(
+            ssvq.decode(node), ssvq.decode(alone["w"]), rtol=1e-3
+        )
+        errors = [
+            jnp.vdot(rest, moment.second[i] @ rest)
+            for rest in (weight[i] - np.asarray(ssvq.decode(x)) for x in (node, start))
+        ]
+        assert errors[0] < errors[1]
+
+
+def test_what_a_stack_has_to_have(rng, key):
+    params = {"w": floats(rng, 2, 16, 8)}
+    rules = [ssvq.Rule("w", ssvq.SSVQ(4, 4), stack=1)]
+    x = floats(rng, 40, 32)
+    together = ssvq.calibrate(lambda p, x: x @ p["w"].reshape(32, 8), params, [x])
+    with pytest.raises(ValueError, match="w: expected moments of every slice"):
+        ssvq.compress(params, rules, key=key, moments=together)
+    node = ssvq.compress(params, rules, key=key)["w"]
+    with pytest.raises(ValueError, match="got a stack of .*: apply jax.vmap"):
+        node.assign(params["w"])
+    anew = jax.vmap(lambda node, weight: node.assign(weight))(node, params["w"])
+    chex.assert_trees_all_equal(ssvq.decode(anew), ssvq.decode(node))
+
+
 @promoting
 def test_nnx(rng, key):
     model, x = nnx.Linear(27, 12, rngs=nnx.Rngs(0)), floats(rng, 50, 27)

@@ -15,6 +15,7 @@ import ssvq_jax as ssvq
 from experiments.configs import _methods as methods
 from experiments.configs.cifar10 import _cifar10 as cifar10
 from experiments.configs.cifar10 import starts, three_bits
+from experiments.configs.cifar100 import _cifar100 as cifar100
 from experiments.configs.coco import _coco
 from experiments.configs.few_images import bits as few_images
 from experiments.models import checkpoint
@@ -140,11 +141,15 @@ def _best(config_name, start, metric):
 
 @pytest.mark.parametrize(
     ("sweep", "chosen"),
-    [("rates", cifar10.RATES), ("three_bits_rates", three_bits.RATES)],
+    [
+        ("cifar10/rates", cifar10.RATES),
+        ("cifar10/three_bits_rates", three_bits.RATES),
+        ("cifar100/rates", cifar100.RATES),
+    ],
 )
 def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen):
     for method, rates in chosen.items():
-        assert rates == _best(f"cifar10/{sweep}", method, "top1"), method
+        assert rates == _best(sweep, method, "top1"), method
 
 
 def test_rates_of_starts_are_those_of_the_best_runs():
