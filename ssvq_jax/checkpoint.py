@@ -86,7 +86,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         stored = self.stored[name]
         if self.packed is not None:
             decoded, dtype = np.asarray(decode(self.packed[stored])), self.dtype(name)
-            if dtype.name in UPCAST:  # what they cannot hold would be NaN
+            # What float8 cannot hold would be NaN; what was not compressed, it holds.
+            if dtype.name in UPCAST and stored in self.packed.entries:
                 largest = float(jnp.finfo(dtype).max)
                 decoded = np.clip(decoded, -largest, largest)
             return decoded.astype(dtype, copy=False)

@@ -57,7 +57,8 @@ class Reader(Mapping[str, np.ndarray]):
     """The weights of a packed file, by the names of the checkpoint that it came from.
 
     Each is read, checked against its hash and decoded when it is asked for. Values are
-    those of `ssvq_jax.decode`, bit for bit. NumPy has no bfloat16: such tensors come as
+    those of `ssvq_jax.decode`, bit for bit but for those below float32's normal
+    numbers, 1.2e-38, which XLA takes for 0. NumPy has no bfloat16: such tensors come as
     float32, which holds all its values; those of float8 and float4 as their bits.
 
     Args:

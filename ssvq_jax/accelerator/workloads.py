@@ -155,12 +155,20 @@ def vit_of(
         if name not in shapes:
             raise ValueError(f"{name}: missing; no timm vision transformer")
     kernel, positions = shapes["patch_embed.proj.weight"], shapes["pos_embed"]
+    head = shapes["head.weight"]
     depth = sum(name.endswith(".attn.qkv.weight") for name in shapes)
     side = math.isqrt(max(0, positions[-2] - 1)) if len(positions) == 3 else 0
-    if len(kernel) != 4 or not depth or not side or side**2 + 1 != positions[-2]:
+    given = (*kernel[:1], *kernel[2:3], *head[:1])
+    if (
+        (len(kernel), len(head), min(given, default=0) > 0) != (4, 2, True)
+        or not depth
+        or not side
+        or tuple(positions) != (1, side**2 + 1, kernel[0])
+    ):
         raise ValueError(
             f"no timm vision transformer with one class token: {depth} blocks, patch "
-            f"embedding {tuple(kernel)}, positions {tuple(positions)}"
+            f"embedding {tuple(kernel)}, positions {tuple(positions)}, head "
+            f"{tuple(head)}"
         )
     width, patch = kernel[0], kernel[2]
     return vit(
@@ -169,7 +177,7 @@ def vit_of(
         heads or max(1, width // 64),
         image=side * patch,
         patch=patch,
-        classes=shapes["head.weight"][0],
+        classes=head[0],
     )
 
 

@@ -1,7 +1,8 @@
 """The command `ssvq`: packed files for people without a Flax model at hand.
 
-Exit status: 0 where all went well; 1 where `verify` finds damage or `diff` differences;
-2 for options or files that cannot be; 128 and the number of a signal that ended it.
+Exit status: 0 where all went well; 1 where `verify` finds wrong values or `diff`
+differences; 2 for options that cannot be, and files that cannot be opened, as damaged
+headers; 128 and the number of a signal that ended it.
 `ssvq --tyro-print-completion bash` (zsh, tcsh) prints the completion of a shell.
 """
 

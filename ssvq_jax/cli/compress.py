@@ -123,7 +123,7 @@ def compress(
         one, the output is shards and an index, OUT.index.json, beside OUT's place.
       seed: Of the clustering; the same seed gives the same bytes.
       dry_run: Show what each tensor would get and how large it would be; write nothing.
-      quiet: Print nothing but errors.
+      quiet: Print nothing but errors, and JSON where it is asked for.
       json: Print the report as JSON.
     """
     if not -(1 << 63) <= seed < 1 << 63:
@@ -135,8 +135,9 @@ def compress(
         raise ValueError(f"{source}: expected tensors, got a file without any")
     # All that can be refused is refused here, before hours of clustering.
     most = None if max_shard_size is None else byte_count(max_shard_size)
+    inputs = [*checkpoint.files, *map(str, filter(None, (rules, statistics)))]
     for target in (out,) if most is None else (out, index_of(out)):
-        check_target(checkpoint.files, target)
+        check_target(inputs, target)
     if most is not None:
         folder = out.absolute().parent
         for file in map(pathlib.Path, checkpoint.files):
@@ -144,7 +145,7 @@ def compress(
                 raise ValueError(f"{file}: is the source; give the output another name")
     finished = Finished(out)
     leaves: dict[str, Any] = {name: checkpoint.lazy(name) for name in checkpoint}
-    check_savable(name_leaves(leaves)[0], alignment, most)
+    check_savable(out, name_leaves(leaves)[0], alignment, most)
     moments = None if statistics is None else Statistics(statistics, checkpoint)
     options = {
         "codewords": codewords,
@@ -186,6 +187,8 @@ def compress(
             for name, rule in chosen.items()
             if not any(x.matches(name) for x in own)
         }
+        if not rest:
+            raise ValueError("--bits: rules choose for all tensors; leave it out")
         with status(f"Spreading {budget:g} bits a weight", silent):
             spread = allocated(checkpoint, rest, method, budget, moments, key)
         chosen = {name: spread.get(name, rule) for name, rule in chosen.items()}
@@ -195,7 +198,7 @@ def compress(
     encoded, rows, kept = _encoded(checkpoint, chosen, moments, key, silent, finished)
     if finished.found and not silent:
         text = f"{finished.folder}: {finished.found} tensors were finished before"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text(printable(text)), soft_wrap=True)
     report = Report.of(rows)
     if not report.compressed.weights:
         raise ValueError(f"{source}: {next(iter(kept.values()))}")

@@ -243,8 +243,9 @@ def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
 
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
     """`||expected - values||^2 / ||expected||^2`; the numerator where that is 0."""
-    expected = expected.astype(np.float64).ravel()
-    difference = values.astype(np.float64).ravel()
+    kind = np.complex128 if np.iscomplexobj(expected) else np.float64
+    expected = expected.astype(kind).ravel()
+    difference = values.astype(kind).ravel()
     difference -= expected
-    norm = float(expected @ expected)
-    return float(difference @ difference) / (norm if norm > 0 else 1.0)
+    norm, total = (float(np.vdot(x, x).real) for x in (expected, difference))
+    return total / (norm if norm > 0 else 1.0)

@@ -9,8 +9,9 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from ssvq_jax import accelerator
-from ssvq_jax.cli.terminal import Flag
+from ssvq_jax.cli.terminal import Flag, check_target
 from ssvq_jax.export import PackedFile, load
+from ssvq_jax.export.container import replacing
 from ssvq_jax.export.names import original_name
 
 Preset = Literal["edge", "edge_slow_clock", "micro", "ideal_memory"]
@@ -35,7 +36,8 @@ def simulate(
     """Simulate a packed file on an accelerator, beside the same model in int8.
 
     Args:
-      file: Packed file with timm's names of parameters.
+      file: Packed file of a checkpoint of PyTorch with the model's own names: timm's,
+        for llama those of Hugging Face.
       model: What the products are. vit takes its sizes from the file; llama is one
         token of SmolLM2-135M with 512 before it.
       image: Height and width of the input in pixels, for convolutional networks; 224.
@@ -49,6 +51,10 @@ def simulate(
       csv: File for a line per product.
       json: Print JSON.
     """
+    if csv is not None:
+        check_target([str(file)], csv)
+    if image is not None and image < 1:
+        raise ValueError(f"--image: expected pixels, got {image}")
     packed = load(file, lazy=True)
     config = accelerator.presets[preset]
     if array is not None:
@@ -70,7 +76,8 @@ def simulate(
         "energy": int8.energy_pj / report.energy_pj,
     }
     if csv is not None:
-        csv.write_text(report.to_csv())
+        with replacing(csv) as target:
+            target.write(report.to_csv().encode())
     if json:
         contents = {**report.to_json(), "over_int8": ratios}
         print(json_text.dumps(contents, indent=1, allow_nan=False))

@@ -1,6 +1,7 @@
 """What the commands share: options that are off, bars, checks of their outputs."""
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ def check_target(sources: Iterable[str], out: pathlib.Path) -> None:
       ValueError: One of the sources.
     """
     check_replaceable(out)
-    if out.exists() and any(map(out.samefile, sources)):
+    if out.exists() and any(map(out.samefile, filter(os.path.exists, sources))):
         raise ValueError(f"{out}: is the source; give the output another name")
 
 

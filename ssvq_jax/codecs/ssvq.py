@@ -18,6 +18,7 @@ from ssvq_jax.core.sign_codes import (
     complete,
     nearest_word,
     require_sign_code,
+    stored_count,
     stored_positions,
     word_ste,
     words,
@@ -122,10 +123,10 @@ class SSVQ(CodebookCodec):
 
     def fields(self, shape, axis):
         others = math.prod(shape) // shape[axis]
-        stored = stored_positions(self.sign_code, self.block)
         whole, rest = divmod(shape[axis], self.block)
-        count = others * int(whole * stored.sum() + stored[:rest].sum())
-        signs = Field("signs", count, 1, limit=2, kind="signs")
+        count = functools.partial(stored_count, self.sign_code, block=self.block)
+        stored = others * (whole * count(self.block) + count(rest))
+        signs = Field("signs", stored, 1, limit=2, kind="signs")
         return (*super().fields(shape, axis), signs)
 
     def restore(self, shape, dtype, axis, stored):

@@ -72,6 +72,16 @@ def stored_positions(code: str, block: int) -> Bool[np.ndarray, " d"]:
     return position % 8 < 4 if code == "hamming" else position >= 0
 
 
+def stored_count(code: str, weights: int, block: int) -> int:
+    """How many signs are stored of the first weights of a block.
+
+    Without an array of the block's size: a file may claim any.
+    """
+    if code == "parity":
+        return min(weights, block - 1)
+    return weights // 8 * 4 + min(weights % 8, 4) if code == "hamming" else weights
+
+
 def complete(bits: UInt8[np.ndarray, "*n d"], code: str) -> UInt8[np.ndarray, "*n d"]:
     """Bits of blocks, 1 for minus, with those that follow from the stored ones."""
     bits = bits.copy()

@@ -222,16 +222,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = pathlib.Path(os.path.realpath(path))
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    elsewhere = False
     try:
         check_replaceable(path)
         with open(temporary, "xb") as file:
             if target.exists():
                 shutil.copymode(target, temporary)
+            elsewhere = True
             yield file
+            elsewhere = False
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
+        # One with a name is of another file: what was to be written could not be read.
+        if elsewhere and (error.filename is not None or error.strerror is None):
+            raise
         reason = f"cannot write the file: {error.strerror}"
         raise type(error)(error.errno, reason, str(target)) from error
     finally:

@@ -198,7 +198,8 @@ class _File:
         for name, to in self.ties.items():
             check_name(name)
             # Of what is stored: so there are no cycles.
-            if name in (*tensors, "__metadata__") or to not in self.tensors:
+            taken = name in tensors or name == "__metadata__"
+            if taken or to not in self.tensors:
                 raise FormatError(f"{name}: not tied to a parameter")
         tied = [math.prod(self._shape(to)) for to in self.ties.values()]
         size = os.path.getsize(path)
@@ -251,12 +252,12 @@ def _shard(index: shards.Index, path: pathlib.Path, names: set[str]) -> _File:
         return file
 
 
-def _alike(entries: list[Entry | None]) -> Entry:
-    """The entry that all parts of a stack have."""
+def _alike(entries: list[Any]) -> Any:
+    """What stands for a stack: how many parts it has, and what all of them are."""
     first = entries[0] if entries else None
     if first is None or any(entry != first for entry in entries):
         raise ValueError("expected compressed weights of one codec, shape and dtype")
-    return first
+    return len(entries), first
 
 
 def _unpack(entry: Entry, data: UInt8[np.ndarray, " bytes"]) -> Compressed:

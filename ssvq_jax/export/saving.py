@@ -1,5 +1,6 @@
 """`save`: a tree into a packed file, or into shards. FORMAT.md describes both."""
 
+import collections
 import contextlib
 import math
 import os
@@ -17,6 +18,7 @@ from ssvq_jax.export import shards
 from ssvq_jax.export.container import (
     HASH_BYTES,
     LARGEST_HEADER,
+    MOST_AXES,
     NAMES,
     Tensor,
     bits_of,
@@ -30,12 +32,16 @@ from ssvq_jax.export.description import (
     HASHES,
     KEY,
     LARGEST_ALIGNMENT,
+    MOST_WEIGHTS_PER_BYTE,
     Description,
     Entry,
 )
+from ssvq_jax.export.error import FormatError
 from ssvq_jax.export.names import name_leaves
 from ssvq_jax.export.packing import pack_integers
 from ssvq_jax.tree import finalize
+
+_OTHERS = {".json": "the index of shards", ".npz": "NumPy's arrays", ".gguf": "GGUF"}
 
 
 def save(
@@ -90,14 +96,9 @@ def save(
       True
     """
     path = pathlib.Path(path)
-    if path.suffix == ".json":
-        raise ValueError(f"{path}: *.json is for the index of shards")
     leaves, containers = name_leaves(tree)
-    check_savable(leaves, alignment, max_shard_size)
-    ties = _ties(leaves)
-    stored: dict[str, Entry | Tensor] = {
-        name: _stored(name, leaf) for name, leaf in leaves.items() if name not in ties
-    }
+    check_savable(path, leaves, alignment, max_shard_size)
+    stored, ties = _stored_once(leaves)
     entries = [x for x in stored.values() if isinstance(x, Entry)]
     whole = Description(entries, containers, dict(metadata or {}), alignment, ties)
     text = _checked_json(whole)
@@ -109,6 +110,7 @@ def save(
     if len(groups) <= 1:
         with replacing(path) as file:
             _write(file, leaves, stored, text, alignment)
+        _forget_index(shards.index_of(path))
         return path
     index = shards.index_of(path)
     files = [shards.shard_of(path, i, len(groups)) for i in range(len(groups))]
@@ -134,6 +136,14 @@ def save(
     with replacing(index) as file:
         file.write(content)
     return index
+
+
+def _forget_index(index: pathlib.Path) -> None:
+    """Remove that of shards which `save` wrote: the file is in their place now."""
+    with contextlib.suppress(OSError, FormatError):
+        found = shards.read_index(index)
+        if found is not None and found.packed is not None:
+            index.unlink()
 
 
 def _filled(x: Entry | Tensor, alignment: int) -> int:
@@ -192,16 +202,30 @@ def _write(
     return hash_of(b"".join(digests) + fill).hex(), size
 
 
-def _ties(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Names of what is the same object as an earlier parameter, and that one's name."""
+def _stored_once(
+    leaves: Mapping[str, Any],
+) -> tuple[dict[str, Entry | Tensor], dict[str, str]]:
+    """What is stored, and names of what is the same object as an earlier parameter.
+
+    A reader takes so many ties only of what is stored: more are stored again.
+    """
     first: dict[int, str] = {}
-    ties = {}
+    stored: dict[str, Entry | Tensor] = {}
+    ties: dict[str, str] = {}
+    tied: collections.Counter[str] = collections.Counter()
     for name, leaf in leaves.items():
         # Numbers of Python may be one object by chance.
         if is_compressed(leaf) or hasattr(leaf, "dtype"):
-            if (found := first.setdefault(id(leaf), name)) != name:
-                ties[name] = found
-    return ties
+            to = first.setdefault(id(leaf), name)
+            weights = math.prod(stored[to].shape) if to != name else 0
+            if to != name and (
+                tied[to] + weights <= MOST_WEIGHTS_PER_BYTE * stored[to].nbytes
+            ):
+                tied[to] += weights
+                ties[name] = to
+                continue
+        stored[name] = _stored(name, leaf)
+    return stored, ties
 
 
 def _stored(name: str, leaf: Any) -> Entry | Tensor:
@@ -209,9 +233,17 @@ def _stored(name: str, leaf: Any) -> Entry | Tensor:
 
 
 def check_savable(
-    names: Iterable[str], alignment: int, max_shard_size: int | None = None
+    path: pathlib.Path,
+    names: Iterable[str],
+    alignment: int,
+    max_shard_size: int | None = None,
 ) -> None:
     """Raise `TypeError` or `ValueError` for what `save` would not accept, early."""
+    if path.suffix in _OTHERS:
+        raise ValueError(
+            f"{path}: *{path.suffix} is for {_OTHERS[path.suffix]}; packed files are "
+            "*.ssvq.safetensors"
+        )
     for name in ("__metadata__", HASHES):
         if name in names:
             raise ValueError(f"{name}: the file keeps this name for itself")
@@ -281,6 +313,9 @@ def _plain_tensor(name: str, leaf: Any) -> Tensor:
     if is_key or array.dtype.name not in NAMES:
         found = type(leaf).__name__ if is_key else array.dtype
         raise TypeError(f"{name}: expected an array of numbers, got {found}")
+    axes = len(array.shape)
+    if axes > MOST_AXES:
+        raise ValueError(f"{name}: expected at most {MOST_AXES} axes, got {axes}")
     tensor = Tensor(NAMES[array.dtype.name], tuple(array.shape))
     if math.prod(tensor.shape) * bits_of(tensor.dtype) % 8:
         raise ValueError(f"{name}: shape {array.shape} of float4: not whole bytes")

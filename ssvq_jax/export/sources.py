@@ -325,5 +325,8 @@ def _is_array(leaf: Any) -> bool:
 
 def _supported(dtype: np.dtype) -> np.dtype:
     if dtype.name not in NAMES:
-        raise FormatError(f"dtype {dtype} is not supported")
+        advice = ""
+        if dtype.kind == "V":  # as NumPy reads what it does not know
+            advice = ", as bfloat16 in .npz; write it as float32, or as safetensors"
+        raise FormatError(f"dtype {dtype} is not supported{advice}")
     return dtype.newbyteorder("=")

@@ -225,7 +225,7 @@ def cells(row: Row) -> tuple[str | Text, ...]:
     return (
         Text(printable(name)),  # no markup
         row.shape_text,
-        row.rule,
+        Text(printable(row.rule)),
         f"{row.bits_per_weight:.3f}" if row.weights else "",
         f"{row.ratio:.1f}" if row.bits else "",
         "" if row.error is None else f"{row.error:.4f}",

@@ -101,6 +101,9 @@ def test_models():
         {"pos_embed": (1, 11, 64)},
         {"pos_embed": (10,)},
         {"patch_embed.proj.weight": (64, 48)},
+        {"pos_embed": (1, (1 << 36) + 1, 0)},
+        {"head.weight": ()},
+        {"head.weight": (0, 64)},
     ):
         with pytest.raises(ValueError, match="no timm vision transformer with one"):
             acc.workloads.vit_of({**shapes, **wrong})

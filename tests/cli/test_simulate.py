@@ -37,6 +37,8 @@ def test_simulate(tmp_path, rng, ssvq_command):
         (["--array", "64"], "expected rows x columns"),
         (["--bandwidth", 0], "dram_bytes_per_cycle: expected at least 1e-06"),
         (["--image", 32], "--image: of no use for vit"),
+        (["--model", "mobilenet_v2", "--image", -224], "--image: expected pixels"),
+        (["--csv", packed], "is the source"),
         (["--model", "mobilenet_v2"], "conv_stem.weight: not in the weights"),
     ):
         status, _, error = ssvq_command("simulate", packed, *wrong)

@@ -47,9 +47,29 @@ def test_the_source_is_not_overwritten(torch_checkpoint, tmp_path, ssvq_command)
         status, _, error = ssvq_command("compress", path, out)
         assert status == 2 and error
     assert path.read_bytes() == before
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\npattern = ".*"\nmethod = "vq"\n')
+    for out, reason in (
+        (rules, "is the source"),
+        (tmp_path / "x.json", "is for the index of shards"),
+        (tmp_path / "x.npz", "is for NumPy's arrays"),
+    ):
+        status, _, error = ssvq_command("compress", path, out, "--rules", rules)
+        assert status == 2 and reason in " ".join(error.split())
+    assert not list(tmp_path.glob("*.partial"))
     packed = tmp_path / "x"
     ssvq_command("compress", path, packed)
     assert ssvq_command("decode", packed, packed)[0] == 2
+
+
+def test_names_are_no_markup(tmp_path, ssvq_command):
+    weight = np.ones((64, 64), np.float32)
+    path, packed = tmp_path / "in.safetensors", tmp_path / "out"
+    save_file({"w[/b]": weight, "w[red]": weight.copy()}, path)
+    status, output, _ = ssvq_command("compress", path, packed)  # tied: a name as rule
+    assert status == 0 and "= w[/b]" in output
+    status, output, _ = ssvq_command("info", packed)
+    assert status == 0 and "w[/b]" in output and "w[red]" in output
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import ssvq_jax as ssvq
 from ssvq_jax.core.sign_codes import (
     complete,
     nearest_word,
+    stored_count,
     stored_positions,
     word_ste,
     words,
@@ -91,6 +92,14 @@ def test_what_is_not_stored_follows(code, block, rng):
     bits = (np.asarray(signs) < 0).astype(np.uint8)
     given = np.where(stored_positions(code, block), bits, 0).astype(np.uint8)
     np.testing.assert_array_equal(complete(given, code), bits)
+
+
+@pytest.mark.parametrize("code, block", [*CODES, ("free", 5)])
+def test_what_is_stored_is_counted_without_an_array(code, block):
+    positions = stored_positions(code, block)
+    for weights in range(block + 1):
+        assert stored_count(code, weights, block) == positions[:weights].sum()
+    assert stored_count(code, 9, 1 << 40) == {"hamming": 5}.get(code, 9)
 
 
 @pytest.mark.parametrize("shape, axis", SHAPES[:4])

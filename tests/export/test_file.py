@@ -192,6 +192,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(saved, moment, monkeypat
         ("text", TypeError, "a/b: expected an array of numbers, got .*U"),
         (jax.random.key(0), TypeError, "a/b: expected an array of numbers"),
         (np.ones(2, "complex128"), TypeError, "a/b.*complex128"),
+        (np.ones((1,) * 33), ValueError, "a/b: expected at most 32 axes, got 33"),
     ],
 )
 def test_leaves_that_cannot_be_saved(leaf, error, message, tmp_path):

@@ -199,6 +199,7 @@ def _rename(name):
         ),
         (_set(shape=[2**47] * 33), "a/kernel: shape: expected a list of at most 32"),
         (_codec(latent_scale=float("inf")), "Infinity is no JSON"),
+        (_codec(block=1 << 40), "a/kernel: "),
         (lambda spec, tensors: spec["codecs"][0].pop("block"), "expected the options"),
         (_spec(codecs=[[["name", "SSVQ"]]]), "expected a mapping"),
         (_spec(more=1), "expected version, alignment"),

@@ -232,6 +232,42 @@ def test_pipes_and_names_of_indices(tree, tmp_path):
         ssvq.save(tmp_path / "x.json", tree)
 
 
+def test_a_whole_file_takes_the_place_of_shards(tree, tmp_path):
+    path = tmp_path / "x"
+    index = ssvq.save(path, tree, max_shard_size=100)
+    assert index != path
+    ssvq.save(path, tree)
+    assert not index.exists()
+    foreign = b'{"weight_map": {"a": "other.safetensors"}}'
+    index.write_bytes(foreign)
+    ssvq.save(path, tree)
+    assert index.read_bytes() == foreign
+
+
+def test_more_names_of_one_object_than_a_reader_takes(tmp_path, key):
+    node = ssvq.encode(ssvq.SSVQ(16, 8), jax.random.normal(key, (256, 256)), key=key)
+    tree = {f"layer{i:02}": node for i in range(64)}
+    path = ssvq.save(tmp_path / "x", tree)
+    file = ssvq.load(path, lazy=True)
+    assert 0 < len(file.ties) < 63 and set(file) == set(tree)
+    expected = ssvq.decode(ssvq.finalize(node))
+    assert (ssvq.decode(ssvq.load(path)["layer63"]) == expected).all()
+    assert (Reader(path)["layer63"] == expected).all()
+
+
+def test_what_stops_the_writing_is_named_as_it_is(tmp_path):
+    class Gone:
+        shape, dtype = (4,), np.dtype("f4")
+
+        def __array__(self, dtype=None, copy=None):
+            raise FileNotFoundError(2, "No such file or directory", "source-1")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        ssvq.save(tmp_path / "x", {"a": np.ones(4), "b": Gone()}, max_shard_size=1)
+    assert str(caught.value) == "[Errno 2] No such file or directory: 'source-1'"
+    assert not list(tmp_path.iterdir())
+
+
 def test_fill_counts_in_shards(tree, tmp_path):
     index = ssvq.save(tmp_path / "x", tree, alignment=4096, max_shard_size=10_000)
     for path in ssvq.load(index, lazy=True).files[:-1]:
