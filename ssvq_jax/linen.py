@@ -76,7 +76,12 @@ def split(params: Any) -> dict[str, Any]:
 
 
 def params(variables: Mapping[str, Any]) -> Any:
-    """The compressed tree of parameters, for `save` and `report`: undoes `split`."""
+    """The compressed tree of parameters, for `save` and `report`: undoes `split`.
+
+    Raises:
+      ValueError: Variables without the collection "compressed"; so of `decode` and
+        `apply`.
+    """
     if "compressed" not in variables:
         raise ValueError(
             "variables: expected the collection 'compressed' that `compress` makes, "

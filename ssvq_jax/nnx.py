@@ -154,8 +154,8 @@ def compress(
 
     Args:
       module: Any NNX module; it is not changed.
-      rules: As in `ssvq_jax.compress`; paths are those of `nnx.state(module)`, such
-        as `blocks/0/attention/query/kernel`.
+      rules: As in `ssvq_jax.compress`; paths are those of `nnx.state(module,
+        nnx.Param)`, such as `blocks/0/attention/query/kernel`.
       key: JAX random key.
       importance: As in `ssvq_jax.compress`, for example a state of squared gradients.
       moments: As in `ssvq_jax.compress`, from `calibrate`.

@@ -43,7 +43,7 @@ def compress(
       The same tree with `Compressed` nodes where a codec was chosen.
 
     Raises:
-      TypeError, ValueError: What `encode` and `refine` raise, with the parameter's
+      TypeError, ValueError, NotImplementedError: What `encode` and `refine` raise, with the parameter's
         path before it; a rule that matches no path; importance for a path that does
         not exist; moments of which none is of a parameter.
 

@@ -30,7 +30,7 @@ def decode(tree: Any, *, dtype: Any = None) -> Any:
 
     Raises:
       ValueError: A node whose leaves have the wrong shape, or that has no integers,
-        with its path.
+        with its path; another dtype than those of 16, 32 and 64 bits and int8.
 
     Examples:
       >>> import jax, ssvq_jax as ssvq
