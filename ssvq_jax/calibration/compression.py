@@ -43,8 +43,8 @@ def compress(
       The same tree with `Compressed` nodes where a codec was chosen.
 
     Raises:
-      TypeError, ValueError, NotImplementedError: What `encode` and `refine` raise, with the parameter's
-        path before it; a rule that matches no path; importance for a path that does
+      TypeError, ValueError, NotImplementedError: What `encode` and `refine` raise, with
+        the parameter's path before it; a rule that matches no path; importance for a path that does
         not exist; moments of which none is of a parameter.
 
     Examples:
