@@ -28,6 +28,18 @@ PRESETS: dict[str, dict[float, dict[str, Any]]] = {
         3: {"codewords": 16, "block": 2},
         4: {"codewords": 64, "block": 2},
     },
+    "ssvq parity": {
+        1.25: {"codewords": 8, "block": 8},
+        1.5: {"codewords": 32, "block": 8},
+        2: {"codewords": 32, "block": 4},
+        3: {"codewords": 32, "block": 2},
+        4: {"codewords": 128, "block": 2},
+    },
+    "ssvq hamming": {
+        1: {"codewords": 16, "block": 8},
+        1.25: {"codewords": 64, "block": 8},
+        1.5: {"codewords": 256, "block": 8},
+    },
     "vq": {
         1.25: {"codewords": 32, "block": 4},
         1.5: {"codewords": 64, "block": 4},
@@ -42,7 +54,8 @@ PRESETS: dict[str, dict[float, dict[str, Any]]] = {
     },
     "uniform": {bits: {"bits": bits} for bits in range(2, 9)},
 }
-"""Options of the codecs at so many bits a weight, codebooks not counted."""
+"""Options of the codecs at so many bits a weight, codebooks not counted; of ssvq for
+every code of signs."""
 _DEFAULT_BITS = {"ssvq": 1.5, "vq": 1.5, "mvq": 1.25, "uniform": 2}
 
 _SMALL: dict[str, Any] = {"channel_scale": "float16", "codebook_dtype": "int8"}
@@ -80,16 +93,19 @@ def codec_of(method: str, bits: int | float | None = None, **options: Any) -> Co
       TypeError, ValueError: No preset of the method; options that it has not, that the
         preset chooses, or that are out of range.
     """
-    codec, presets = METHODS[method], PRESETS[method]
+    codec = METHODS[method]
     given = {name: x for name, x in options.items() if x is not None}
+    coded = "" if given.get("sign_code", "free") == "free" else given["sign_code"]
+    kind = f"{method} {coded}".rstrip()
     unknown = given.keys() - {field.name for field in dataclasses.fields(codec)}
     if unknown:
         raise ValueError(f"{method} has no {_listed(unknown)}")
+    presets = PRESETS.get(kind, PRESETS[method])
     if bits is None:
         return codec(**{**presets[_DEFAULT_BITS[method]], **given})
     if bits not in presets:
         known = ", ".join(f"{x:g}" for x in presets)
-        raise ValueError(f"bits: expected {known} for {method}, got {bits}")
+        raise ValueError(f"bits: expected {known} for {kind}, got {bits}")
     preset = presets[bits]
     if preset.keys() & given.keys():
         raise ValueError(f"bits chooses {_listed(preset)}: give either")

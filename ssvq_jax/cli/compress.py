@@ -90,10 +90,10 @@ def compress(
         Orbax wrote.
       out: Packed file to write, *.ssvq.safetensors.
       method: Codec; ssvq splits off signs and clusters magnitudes.
-      bits: Bits a weight of codes, free signs and masks, without codebooks and scales;
-        they choose --codewords, --block and --keep: 1.25, 1.5, 2, 3 or 4 (ssvq, vq);
-        1.25, 1.5 or 2 (mvq); 2 to 8 (uniform). 1.5 by default, for mvq 1.25, for
-        uniform 2. With --statistics any number: stored bits, all counted, spread over
+      bits: Bits a weight of codes, signs and masks, without codebooks and scales; they
+        choose --codewords, --block and --keep: 1.25, 1.5, 2, 3 or 4 (ssvq, vq); 1, 1.25
+        or 1.5 (ssvq, --sign-code hamming); 1.25, 1.5 or 2 (mvq); 2 to 8 (uniform). 1.5
+        by default, for mvq 1.25, for uniform 2. With --statistics any number: stored bits, all counted, spread over
         the tensors where they lower the error of outputs most.
       codewords: Codewords per tensor, k (ssvq, vq, mvq).
       block: Weights per block, d (ssvq, vq, mvq).
@@ -103,9 +103,8 @@ def compress(
         mvq).
       sign_code: What the signs of a block may be (ssvq): any; parity, an even number of
         minuses, (d - 1) / d bits each, for blocks of 2 to 12; hamming, words of the
-        [8, 4] code, half a bit each, for blocks of a multiple of 8. --bits does not
-        know of it: spend what it saves by --codewords and --block, 256 and 8 for 1.5
-        bits with hamming.
+        [8, 4] code, half a bit each, for blocks of a multiple of 8. The bits saved are
+        for more codewords.
       starts: Of k-means, of which the best on a sample goes on (ssvq, vq, mvq); 1 by
         default.
       rules: TOML file of tables [[rule]]: a pattern (regular expression for whole

@@ -1,6 +1,7 @@
 """`ssvq compress`: presets, rules of a file, budgets, dry runs."""
 
 import json
+import math
 import re
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
+from ssvq_jax.cli.choices import PRESETS, codec_of
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -50,7 +52,11 @@ def codecs(path):
     ("arguments", "codec"),
     [
         (["--bits", 1.25], ssvq.SSVQ(4, 8)),
-        (["--bits", 3, "--sign-code", "parity"], ssvq.SSVQ(16, 2, sign_code="parity")),
+        (["--bits", 3, "--sign-code", "parity"], ssvq.SSVQ(32, 2, sign_code="parity")),
+        (
+            ["--bits", 1, "--sign-code", "hamming"],
+            ssvq.SSVQ(16, 8, sign_code="hamming"),
+        ),
         (["--bits", 2, "--method", "vq"], ssvq.VQ(256, 4)),
         (["--bits", 1.5, "--method", "mvq"], ssvq.MVQ(32, 6, (4, 6))),
         (["--bits", 5, "--method", "uniform"], ssvq.Uniform(5)),
@@ -108,6 +114,10 @@ def test_rules_that_cannot_be(text, message, checkpoint, tmp_path, ssvq_command)
     ("arguments", "message"),
     [
         (["--bits", 7], "bits: expected 1.25, 1.5, 2, 3, 4 for ssvq, got 7"),
+        (
+            ["--bits", 2, "--sign-code", "hamming"],
+            "1, 1.25, 1.5 for ssvq hamming, got 2",
+        ),
         (["--bits", 2, "--block", 4], "bits chooses block, codewords: give either"),
         (["--keep", 1, 2], "ssvq has no keep"),
         (["--rules", "missing"], "missing"),
@@ -168,3 +178,14 @@ def test_a_budget_is_spread_by_what_layers_see(checkpoint, rng, tmp_path, ssvq_c
     assert status == 2 and "bits: expected at least" in error
     status, _, error = ssvq_command(*arguments, "--block", 4)
     assert status == 2 and "leave out block" in error
+
+
+def test_bits_are_those_of_codes_signs_and_masks():
+    shape = (64, 5 * 96)
+    for kind, presets in PRESETS.items():
+        method, *code = kind.split()
+        for bits in presets:
+            codec = codec_of(method, bits, sign_code=code[0] if code else None)
+            counted = [x for x in codec.fields(shape, 1) if x.kind != "codebooks"]
+            stored = sum(field.count * field.bits for field in counted)
+            assert stored == pytest.approx(bits * math.prod(shape), rel=0.01), codec
