@@ -13,13 +13,13 @@ NETWORK = NETWORKS["deit_96_cifar10"].with_classes(100)
 WEIGHTS = "runs/cifar100/floats/96/model.safetensors"
 """Of the float network, from `floats.py`."""
 RATES = {
-    "float": (1e-4, 1e-4),
-    "uniform": (1e-3, 3e-3),
-    "vq": (3e-4, 1e-3),
-    "mvq": (1e-3, 1e-3),
-    "fixed": (1e-3, 1e-3),
-    "learned": (3e-4, 1e-3),
-    "coded": (1e-3, 1e-3),
+    "float": (1e-3, 1e-3),
+    "uniform": (3e-3, 1e-2),
+    "vq": (3e-3, 3e-3),
+    "mvq": (3e-3, 3e-3),
+    "fixed": (3e-3, 3e-3),
+    "learned": (1e-3, 1e-3),
+    "coded": (3e-3, 1e-3),
 }
 """The best of `rates.py`, for `experiments.configs.cifar10._cifar10.rates`."""
 FREEZING = _cifar10.FREEZING
@@ -37,7 +37,6 @@ def fine_tuning(
     epochs: float,
     rates: dict[str, Any],
     seed: int = 0,
-    start: str = "calibrated",
     freezing: Freezing = FREEZING,
     data: Data = CIFAR100,
 ) -> Experiment:
@@ -49,7 +48,6 @@ def fine_tuning(
       epochs: Passes over the images.
       rates: Learning rates, options of `Optimization`.
       seed: Of clustering and batches.
-      start: One of `experiments.configs.cifar10.starts.STARTS`.
       freezing: For "frozen".
       data: Images.
     """
@@ -66,5 +64,4 @@ def fine_tuning(
         network=NETWORK,
         weights=WEIGHTS,
     )
-    calibrated = start == "calibrated" and run.compression is not None
-    return from_calibrated(run) if calibrated else run
+    return run if run.compression is None else from_calibrated(run)

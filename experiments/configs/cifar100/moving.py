@@ -1,0 +1,40 @@
+"""Codes that move while tuning, at 1.25 bits: what it gives VQ and SSVQ.
+
+python -m experiments.compress experiments/configs/cifar100/moving.py \
+    --data-dir DIR --results experiments/results
+
+Three epochs each. Weights are trained beside the codes, which are chosen anew for them
+ten times, or every epoch's tenth part. Needs the float network of floats.py. Three
+minutes each on 2 CPU cores.
+"""
+
+import dataclasses
+
+from experiments.configs.cifar100._cifar100 import fine_tuning, tuned
+from experiments.training.config import Experiment, Reassignment
+
+METHODS = ("vq", "learned")
+CHECKS = (10, 30)
+"""How often codes are chosen anew in a run."""
+RATES = (1e-4, 1e-3)
+"""Learning rates of the weights that codes are chosen for."""
+
+
+def runs() -> dict[str, Experiment]:
+    """METHOD-stay, METHOD-CHECKS-RATE."""
+    found = {}
+    for method in METHODS:
+        stay = fine_tuning(method, 1.25, epochs=3, rates=tuned(method))
+        found[f"{method}-stay"] = stay
+        for checks in CHECKS:
+            for rate in RATES:
+                moving = Reassignment(checks=checks, rate=rate)
+                found[f"{method}-{checks}-{rate:g}"] = _with(stay, moving)
+    return found
+
+
+def _with(run: Experiment, moving: Reassignment) -> Experiment:
+    if run.compression is None:
+        raise ValueError("expected an experiment with a compression")
+    compression = dataclasses.replace(run.compression, reassignment=moving)
+    return dataclasses.replace(run, compression=compression)
