@@ -35,19 +35,33 @@ class Gap(NamedTuple):
         return not self.more and not self.less
 
 
-def gap(ours: Run | Sequence[Run], theirs: Run | Sequence[Run]) -> Gap:
+def gap(
+    ours: Run | Sequence[Run],
+    theirs: Run | Sequence[Run],
+    beyond: tuple[Run | Sequence[Run], Run | Sequence[Run]] | None = None,
+) -> Gap:
     """Difference in accuracy, image by image, between means over seeds.
 
     Args:
       ours: A run, or those of one method with different seeds.
       theirs: Those of another method, on the same test images.
+      beyond: Another two, whose difference is taken off.
     """
-    one, other = (np.mean([x.each for x in _runs(r)], axis=0) for r in (ours, theirs))
-    return Gap(float(np.mean(one - other)), half_width(one - other))
+
+    def between(one: Run | Sequence[Run], other: Run | Sequence[Run]) -> np.ndarray:
+        first, second = (
+            np.mean([x.each for x in _runs(r)], axis=0) for r in (one, other)
+        )
+        return first - second
+
+    difference = between(ours, theirs)
+    if beyond is not None:
+        difference = difference - between(*beyond)
+    return Gap(float(np.mean(difference)), half_width(difference))
 
 
 def half(run: Run) -> float:
-    """Half of the 95 % interval of a run's accuracy, by the normal approximation."""
+    """Half of the 95 % interval of a run's accuracy."""
     return half_width(run.each)
 
 

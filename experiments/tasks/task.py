@@ -1,5 +1,6 @@
 """What a task has to say; all else of training is the same for every task."""
 
+import math
 import pathlib
 from typing import Any, ClassVar, Protocol
 
@@ -93,9 +94,13 @@ class Task(Protocol):
 
 
 def half_width(values: np.ndarray) -> float:
-    """Half of the 95 % interval of a mean, by the normal approximation.
+    """Half of the 95 % interval of a mean, by Student's t; infinite for one value.
 
     Args:
       values: `(n,)`, such as `Task.each`, or differences of two of them.
     """
-    return 1.96 * float(scipy.stats.sem(np.asarray(values, np.float64)))
+    count = len(values)
+    if count < 2:
+        return math.inf
+    error = scipy.stats.sem(np.asarray(values, np.float64))
+    return float(scipy.stats.t.ppf(0.975, count - 1) * error)

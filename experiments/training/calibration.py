@@ -54,7 +54,8 @@ class Calibrated:
         first, second = self._moments(batches, len(batches) - apart)
         rules: Any = self._rules
         if options.bits is not None:
-            rules = self._allocated(options.bits, first, batches[-apart:], key)
+            probes = batches[len(batches) - apart :]
+            rules = self._allocated(options.bits, first, probes, len(batches), key)
         moments = None
         if options.refine:
             moments = first if second is None else first + second
@@ -86,7 +87,12 @@ class Calibrated:
         return self._kept("moments", find, patterns, len(batches), count)
 
     def _allocated(
-        self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any
+        self,
+        bits: float,
+        moments: ssvq.Moments,
+        probes: list[Any],
+        count: int,
+        key: Any,
     ) -> list[ssvq.Rule]:
         """Rules with one candidate chosen where several match."""
         contested = self._contested()
@@ -104,13 +110,14 @@ class Calibrated:
 
         described = self._experiment.describe()["compression"]["rules"]
         seed = self._experiment.seed
-        found = self._kept("allocation", measure, described, len(probes), seed)
+        found = self._kept("allocation", measure, described, count, len(probes), seed)
         return [*found.at(bits), *(x for x in self._rules if x not in candidates)]
 
     def _kept(self, kind: str, make: Callable[[], Any], *parts: Any) -> Any:
         known = self._experiment.describe()
         start = [known[name] for name in ("network", "data", "task", "weights")]
-        key = json.dumps([*start, self._options.form, *parts])
+        batch = self._experiment.optimization.batch
+        key = json.dumps([*start, batch, self._options.form, *parts])
         if _KEPT.get(kind, ("",))[0] != key:
             _KEPT.pop(kind, None)  # before the next one is made: memory
             _KEPT[kind] = key, make()

@@ -73,6 +73,11 @@ def execute(options: Options, compressing: bool) -> None:
     """
     if options.cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    others = (options.coordinator, options.processes, options.process)
+    if any(x is not None for x in others) and not options.distributed:
+        raise SystemExit(
+            "--coordinator, --processes and --process: of use with --distributed only"
+        )
     if options.distributed:
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process

@@ -49,7 +49,8 @@ class Optimization:
       weight_decay: Of everything that has two axes or more.
       beta2: Decay of the second moment.
       clip_norm: Largest norm of the whole gradient.
-      dtype: Of activations and of the weights where they are multiplied.
+      dtype: Of activations and of the weights where they are multiplied, in training;
+        what is judged is computed in float32.
       held: Regular expression for whole paths of parameters that are not trained.
       features: In distillation, weight of the features' relative squared error beside
         the outputs' loss; the module has `features` and `outputs`.
@@ -101,7 +102,8 @@ class Reassignment:
     nothing else. Learned signs stay what their latents say.
 
     Attributes:
-      checks: How often codes are chosen anew in the run.
+      checks: How often codes are chosen anew in the run, about: the interval is its
+        reciprocal, and at the end of the run they stay.
       rate: Peak learning rate of the weights.
     """
 

@@ -168,8 +168,11 @@ class Program:
         return after, value
 
     def predict(self, params: Any, statistics: Any, batch: Any) -> Any:
-        """The task's rows for a batch."""
-        outputs, _, _ = self._outputs(self._inference, params, statistics, batch)
+        """The task's rows for a batch; in float32, as the exported file is scored."""
+        single = np.dtype(np.float32)
+        outputs, _, _ = self._outputs(
+            self._inference, params, statistics, batch, dtype=single
+        )
         return self.experiment.task.judge(outputs, batch)
 
     def loss(
@@ -192,10 +195,19 @@ class Program:
         return loss, after
 
     def _outputs(
-        self, graphdef: Any, params: Any, statistics: Any, batch: Any
+        self,
+        graphdef: Any,
+        params: Any,
+        statistics: Any,
+        batch: Any,
+        *,
+        dtype: np.dtype | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Outputs, features if these are matched, and the statistics after them."""
-        dtype = np.dtype(self.experiment.optimization.dtype)
+        """Outputs, features if these are matched, and the statistics after them.
+
+        Computed in `dtype`, by default that of training.
+        """
+        dtype = dtype or np.dtype(self.experiment.optimization.dtype)
         weights = _floats_as(dtype, ssvq.decode(params))
         model: Any = nnx.merge(graphdef, weights, statistics)
         inputs = _floats_as(dtype, self.experiment.network.inputs(batch))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
+from experiments.training.calibration import Calibrated
 from experiments.training.config import Calibration, Compression, Data, Optimization
 from tests.experiments import tiny
 
@@ -24,7 +25,7 @@ def calibrated(folder, **changes):
         data=data,
         optimization=Optimization(epochs=0, batch=48),
         compression=Compression(
-            rules=CANDIDATES, calibration=Calibration(probe=32, **changes)
+            rules=CANDIDATES, calibration=Calibration(**{"probe": 32, **changes})
         ),
     )
 
@@ -41,6 +42,15 @@ def test_bits_are_spread_and_statistics_taken_anew_without_training(tmp_path):
     assert set(rows) == {"hidden/kernel", "classifier/kernel"}
     again = tiny.execute(experiment, tmp_path / "again")
     assert again["layers"] == result["layers"] and again["each"] == result["each"]
+
+
+def test_without_a_probe_errors_are_predicted(tmp_path, monkeypatch):
+    def measured(self, batches):
+        raise AssertionError("outputs were compared")
+
+    monkeypatch.setattr(Calibrated, "_divergence", measured)
+    result = tiny.execute(calibrated(tmp_path, bits=4.5, probe=0), tmp_path / "run")
+    assert 3 < result["bits_per_weight"] <= 4.5
 
 
 def test_training_goes_on_from_calibrated_codes(tmp_path):

@@ -201,12 +201,17 @@ def test_differences_are_taken_image_by_image(rng):
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     error = differences.std(ddof=1) / 1000**0.5
     assert found.mean == pytest.approx(ours.mean() - theirs.mean())
-    assert found.half == pytest.approx(1.96 * error)
+    assert found.half == pytest.approx(1.9623 * error, rel=1e-4)
     assert found.more and not found.less
     assert str(numbers.Gap(-0.0123, 0.004)) == "-1.23 ± 0.40"
     alone = _run(np.arange(1000) < 300)
-    assert numbers.half(alone) == pytest.approx(1.96 * (0.3 * 0.7 / 999) ** 0.5)
+    assert numbers.half(alone) == pytest.approx(
+        1.9623 * (0.3 * 0.7 / 999) ** 0.5, rel=1e-4
+    )
     assert numbers.gap(alone, alone) == (0, 0)
+    first, second = (_run(x) for x in ours[:2])
+    beyond = numbers.gap(first, alone, (second, alone))
+    assert beyond == pytest.approx(numbers.gap(first, second))
 
 
 def test_runs_by_their_names(committed):

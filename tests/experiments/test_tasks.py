@@ -176,4 +176,9 @@ def test_scores_of_classification_against_plain_numpy(rng):
 def test_half_of_an_interval_is_that_of_a_share():
     right = np.arange(1000) < 730
     expected = 1.96 * np.sqrt(0.73 * 0.27 / 1000)
-    assert half_width(right) == pytest.approx(expected, rel=1e-3)
+    assert half_width(right) == pytest.approx(expected, rel=2e-3)
+    # Of few values Student's t: 2.093 for 19 degrees of freedom.
+    few = np.arange(20.0)
+    expected = 2.093 * few.std(ddof=1) / 20**0.5
+    assert half_width(few) == pytest.approx(expected, rel=1e-4)
+    assert half_width(few[:1]) == np.inf
