@@ -71,7 +71,7 @@ class CompressedModule(nnx.Module):
 
         def variable(path, name, leaf):
             """With the metadata of its weight, as names of axes, if it has its axes."""
-            node = trainable[path]
+            node = given[path]
             if name in node.linear_leaves or leaf.shape != node.array_shape:
                 return nnx.Param(leaf)
             return jax.tree.unflatten(kinds[path], [leaf])

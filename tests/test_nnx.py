@@ -233,6 +233,20 @@ def test_sharding_metadata_needs_no_mesh_where_the_module_needs_none(key):
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(compressed, x), decoded(x))
 
 
+def test_latents_of_stacks_keep_the_names_of_axes(key):
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(
+                jax.random.normal(key, (3, 16, 8)), names=("layers", None, "model")
+            )
+
+    rules = [ssvq.Rule("kernel", ssvq.SSVQ(4, 4), stack=1)]
+    compressed = ssvq_jax.nnx.compress(Stack(), rules, key=key)
+    leaves = compressed.compressed["kernel"]["SSVQWeight"]
+    assert leaves["latent"].get_metadata()["names"] == ("layers", None, "model")
+    assert "names" not in leaves["codebook"].get_metadata()
+
+
 def test_donated_buffers_are_not_those_of_the_float_module(key):
     module = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
     model = ssvq.nnx.CompressedModule(module, nnx.state(module, nnx.Param))

@@ -52,7 +52,12 @@ def update_statistics(
     """
     step = jax.jit(update)
     statistics = dict(statistics)
-    zeros = jax.tree.map(jnp.zeros_like, statistics)
+    # In float32 at least: batches' own statistics would be rounded to those of half
+    # precision, and the large ones below overflow.
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+        statistics,
+    )
     momenta, sums, count = None, None, 0
     for batch in batches:
         new = _on_host(step(state, zeros, batch))
@@ -85,7 +90,7 @@ def _momenta(updated: dict[str, Running]) -> dict[str, Running]:
     """The momentum of every layer, from what became of large statistics."""
     momenta = jax.tree.map(lambda x: x / _LARGE, updated)
     for layer, values in momenta.items():
-        if any((momentum == 1).any() for momentum in values):
+        if not all((momentum < 1).all() for momentum in values):
             raise ValueError(
                 f"{layer or 'batch norm'}: expected statistics that a call updates, "
                 "without use_running_average=True and with momentum < 1; they stay as "

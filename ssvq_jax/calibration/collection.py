@@ -46,7 +46,8 @@ def calibrate(
       form: Of the second moments: "full" `(in, in)`; "diagonal" `(in,)`; a number `b`
         for blocks `(ceil(in / b), b, b)`, consecutive inputs, the last padded with
         zeros. The latter two are for wide layers: "full" holds `4 * in**2` bytes a
-        parameter and takes `in**2` multiplications a row. EfficientNet-Lite0 (50
+        parameter and takes `in**2` multiplications a row. (`refine` makes a full matrix
+        of blocks, one parameter at a time.) EfficientNet-Lite0 (50
         kernels, 53 MiB of moments) takes 3 s for 50 images on 2 CPU cores, 6 s more for
         compiling, and 2.0 GiB at most, of which 0.6 before the first.
 

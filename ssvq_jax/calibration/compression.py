@@ -44,8 +44,8 @@ def compress(
 
     Raises:
       TypeError, ValueError, NotImplementedError: What `encode` and `refine` raise, with
-        the parameter's path before it; a rule that matches no path; importance for a path that does
-        not exist; moments of which none is of a parameter.
+        the parameter's path before it; a rule that matches no path; importance for a
+        path that does not exist; moments of which none is of a parameter.
 
     Examples:
       >>> import jax, jax.numpy as jnp, ssvq_jax as ssvq

@@ -159,7 +159,7 @@ def _columns(x, steps):
 def _inverse_of_upper(matrix: Float[Array, "*n s s"]) -> Float[Array, "*n s s"]:
     """Inverses of upper triangular matrices, row by row from the last."""
     size = matrix.shape[-1]
-    unit = jnp.eye(size)
+    unit = jnp.eye(size, dtype=matrix.dtype)
 
     def row(i, inverse):
         at = size - 1 - i

@@ -104,16 +104,21 @@ class Moment:
         matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)
         return jnp.asarray(self.restore(matrix, shape))
 
-    def slice(self, i: int) -> "Moment":
-        """That of a slice of the weight along its first axis.
+    def slice(self, i: int, count: int) -> "Moment":
+        """That of a slice of the weight along its first axis, which has so many.
 
         Raises:
-          ValueError: The slices have no moments of their own.
+          ValueError: The slices have no moments of their own: they are added up.
         """
-        if int(np.asarray(self.roles)[0]) != Role.GROUP:
+        role, roles = int(np.asarray(self.roles)[0]), self.roles[1:]
+        if role == Role.GROUP:
+            found = self.second[i], self.mean[i], self.count[i]
+        elif role == Role.OUTPUT or (role == Role.INPUT and count == 1):
+            found = self.second, self.mean, self.count  # all have the same inputs
+        else:
             raise ValueError("expected moments of every slice of the stack")
-        second, mean, count = self.second[i], self.mean[i], self.count[i]
-        return Moment(second=second, mean=mean, count=count, roles=self.roles[1:])
+        second, mean, rows = found
+        return Moment(second=second, mean=mean, count=rows, roles=roles)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` for a weight of other axes, groups or inputs."""

@@ -120,7 +120,9 @@ def _refined(
     moment.check(weight.shape)
     if node.stack:
         parts = [
-            _refined(part, slice_of(weight, i), moment.slice(i), damping, sweeps)
+            _refined(
+                part, slice_of(weight, i), moment.slice(i, len(weight)), damping, sweeps
+            )
             for i, part in enumerate(node.slices())
         ]
         return stacked(parts, node.grid_leaf)
@@ -230,7 +232,8 @@ def _damped(
         return second, second + jnp.where(real, added, 0.0)
     # Padding is apart from all else: 1 on the diagonal.
     added = jnp.where(real, added, 1.0)
-    return second, second + added[:, :, None] * jnp.eye(second.shape[1])[None]
+    identity = jnp.eye(second.shape[1], dtype=second.dtype)[None]
+    return second, second + added[:, :, None] * identity
 
 
 def _diagonal(second: Array) -> Float[Array, "g i 1"]:
@@ -270,8 +273,12 @@ def _least_squares(
     The preconditioner is exact where `second` is diagonal and every weight comes from
     one entry of the argument, as all do.
     """
-    rest, linear = jax.linearize(error, start)
-    transpose = jax.linear_transpose(linear, start)
+    # By reverse mode twice: on accelerators codewords have no other derivative.
+    rest, transpose = jax.vjp(error, start)
+    _, forward = jax.vjp(transpose, rest)
+
+    def linear(x):
+        return forward((x,))[0]
 
     def adjoint(rows):
         return transpose(_product(second, rows))[0]

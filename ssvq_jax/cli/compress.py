@@ -93,8 +93,9 @@ def compress(
       bits: Bits a weight of codes, signs and masks, without codebooks and scales; they
         choose --codewords, --block and --keep: 1.25, 1.5, 2, 3 or 4 (ssvq, vq); 1, 1.25
         or 1.5 (ssvq, --sign-code hamming); 1.25, 1.5 or 2 (mvq); 2 to 8 (uniform). 1.5
-        by default, for mvq 1.25, for uniform 2. With --statistics any number: stored bits, all counted, spread over
-        the tensors where they lower the error of outputs most.
+        by default, for mvq 1.25, for uniform 2. With --statistics any number: stored
+        bits, all counted, spread over the tensors where they lower the error of outputs
+        most.
       codewords: Codewords per tensor, k (ssvq, vq, mvq).
       block: Weights per block, d (ssvq, vq, mvq).
       keep: N and M: of each M weights the N largest are kept (mvq).

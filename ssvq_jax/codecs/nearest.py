@@ -201,7 +201,7 @@ class _Form:
         Signs may be what they are there.
         """
         if self.valid is None or (patterns < 0).any():
-            return jnp.zeros((len(patterns), 1))
+            return jnp.zeros((len(patterns), 1), jnp.float32)
         padding = (~self.valid[:, group]).astype(jnp.float32)
         ones = _dot(jnp.asarray(patterns), padding.T)
         return _FORBIDDEN * (ones - jnp.min(ones, axis=0, keepdims=True))

@@ -42,15 +42,22 @@ def _is_on_host(x: Any) -> bool:
 
 
 def require_representable(name: str, x: Array) -> None:
-    """Raise `ValueError` if all of a concrete `x` is below float32's normal numbers.
+    """Raise `ValueError` if a concrete `x` is out of the range of float32.
 
-    XLA takes those for 0.
+    All of it below the normal numbers, which XLA takes for 0, or some beyond the
+    largest.
     """
     if isinstance(x, Tracer):
         return
     xp: Any = np if _is_on_host(x) else jnp
     largest = float(xp.max(xp.abs(xp.asarray(x))))
-    tiny = float(jnp.finfo(jnp.float32).tiny)
+    limits = jnp.finfo(jnp.float32)
+    if largest > float(limits.max):
+        raise ValueError(
+            f"{name}: its largest magnitude, {largest:g}, is beyond float32, in which "
+            "weights are compressed; scale it down"
+        )
+    tiny = float(limits.tiny)
     if 0 < largest < tiny:
         raise ValueError(
             f"{name}: its largest magnitude, {largest:g}, is below {tiny:g}, float32's "
@@ -114,8 +121,8 @@ def checked_importance(
         raise ValueError(
             f"importance: expected the weight's shape {shape}, got {importance.shape}"
         )
-    require_nonnegative("importance", importance)
     importance = importance.astype(jnp.float32)
+    require_nonnegative("importance", importance)
     # What no input ever reached counts all the same: its weights are not free.
     return jnp.where(jnp.any(importance > 0), importance, 1.0)
 

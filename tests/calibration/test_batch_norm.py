@@ -130,6 +130,24 @@ def test_linen_against_numpy(momentum, compressed, rng, key):
         _assert_close((stats[layer]["mean"], stats[layer]["var"]), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_statistics_of_half_precision(dtype, rng, key):
+    x = rng.normal(2, 3, size=(64, 5)).astype(np.float32)
+    model = nn.BatchNorm(use_running_average=False, momentum=0.99)
+    variables = model.init(key, x)
+    half = jax.tree.map(lambda s: s.astype(dtype), variables["batch_stats"])
+
+    def apply(variables, x):
+        return model.apply(variables, x, mutable=["batch_stats"])
+
+    found = ssvq_jax.linen.update_batch_stats(
+        apply, {**variables, "batch_stats": half}, [x]
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+    np.testing.assert_allclose(found["mean"].astype("f4"), x.mean(axis=0), rtol=0.02)
+    np.testing.assert_allclose(found["var"].astype("f4"), x.var(axis=0), rtol=0.02)
+
+
 def test_means_far_from_zero(rng):
     """Squares of float32 would leave nothing of the variance between batches."""
     x = rng.normal(size=(64, 3)).astype(np.float32)

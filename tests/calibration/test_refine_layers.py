@@ -217,7 +217,7 @@ def test_slices_of_a_stack_are_refined_by_their_own_moments(placed, rng, key):
     for i, (node, start) in enumerate(
         zip(found["w"].slices(), plain["w"].slices(), strict=True)
     ):
-        own = {"w": moment.slice(i)}
+        own = {"w": moment.slice(i, 2)}
         alone = ssvq.refine({"w": start}, {"w": weight[i]}, own)
         chex.assert_trees_all_close(
             ssvq.decode(node), ssvq.decode(alone["w"]), rtol=1e-3
@@ -227,6 +227,41 @@ def test_slices_of_a_stack_are_refined_by_their_own_moments(placed, rng, key):
             for rest in (weight[i] - np.asarray(ssvq.decode(x)) for x in (node, start))
         ]
         assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    "shape, rule", [((1, 16, 8), "bi,eio->ebo"), ((3, 16, 8), "bi,eio->ebo")], ids=str
+)
+def test_slices_that_have_the_same_inputs(shape, rule, rng, key):
+    params, x = {"w": floats(rng, *shape)}, floats(rng, 40, 16)
+    moments = ssvq.calibrate(lambda p, x: jnp.einsum(rule, x, p["w"]), params, [x])
+    rules = [ssvq.Rule("w", ssvq.VQ(8, 4), stack=1)]
+    plain, found = (
+        ssvq.decode(ssvq.compress(params, rules, key=key, moments=data))["w"]
+        for data in (None, moments)
+    )
+    for i in range(shape[0]):
+        errors = [np.linalg.norm(x @ (params["w"][i] - y[i])) for y in (found, plain)]
+        assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    "codec", [ssvq.SSVQ(4, 4, channel_scale="float16"), ssvq.VQ(8, 4)], ids=str
+)
+def test_as_on_an_accelerator(codec, rng, key, monkeypatch):
+    # A shape of its own: programs of another test would be those of a CPU.
+    params, x = {"w": floats(rng, 20, 11)}, floats(rng, 40, 20)
+    moments = ssvq.calibrate(lambda p, x: x @ p["w"], params, [x])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    plain, found = (
+        ssvq.compress(params, [ssvq.Rule("w", codec)], key=key, moments=data)
+        for data in (None, moments)
+    )
+    errors = [
+        np.linalg.norm(x @ (params["w"] - ssvq.decode(tree)["w"]))
+        for tree in (found, plain)
+    ]
+    assert errors[0] < errors[1]
 
 
 def test_what_a_stack_has_to_have(rng, key):

@@ -259,6 +259,20 @@ def test_x64_changes_nothing():
         chex.assert_trees_all_equal_dtypes(plain, wide)
 
 
+def test_x64_changes_little_of_what_is_calibrated(rng):
+    weight, x = np.asarray(normal((32, 16))), rng.normal(size=(64, 32)).astype("f4")
+    moments = ssvq.calibrate(lambda w, x: x @ w, weight, [x])
+    rules, found = [ssvq.Rule("", ssvq.SSVQ(4, 4))], []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            key = jax.random.key(0)
+            node = ssvq.compress(weight, rules, key=key, moments=moments)
+            found.append(ssvq.finalize(node))
+    chex.assert_trees_all_equal_dtypes(*found)
+    errors = [np.linalg.norm(x @ (weight - ssvq.decode(node))) for node in found]
+    np.testing.assert_allclose(*errors, rtol=0.05)  # sums are rounded otherwise
+
+
 @pytest.mark.parametrize(
     "codec",
     [ssvq.SSVQ(4, 4), ssvq.VQ(4, 4), ssvq.MVQ(4, 4, (2, 4)), ssvq.Uniform(2)],
@@ -291,6 +305,14 @@ def test_denormal_weights_are_refused(key):
     weight = np.asarray(normal((16, 12))) * np.float32(1e-40)
     with pytest.raises(ValueError, match="weight: its largest magnitude, .*e-40, is"):
         ssvq.encode(ssvq.SSVQ(4, 4), weight, key=key)
+
+
+@pytest.mark.parametrize("codec", [ssvq.SSVQ(4, 4), ssvq.Uniform(2)], ids=str)
+def test_weights_beyond_float32_are_refused(codec):
+    with jax.enable_x64(True):
+        weight = np.full((16, 12), 1e39)
+        with pytest.raises(ValueError, match="weight: .*1e.39, is beyond float32"):
+            ssvq.encode(codec, weight, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("codec", [ssvq.SSVQ(4, 4), ssvq.Uniform(2)], ids=str)
