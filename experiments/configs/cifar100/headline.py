@@ -9,15 +9,12 @@ Needs the float network of floats.py. Six minutes each on 2 CPU cores.
 from experiments.configs.cifar100._cifar100 import fine_tuning, tuned
 from experiments.training.config import Experiment
 
-METHODS = ("vq", "learned", "coded", "frozen", "fixed", "mvq")
+METHODS = ("vq", "learned", "coded", "frozen")
 
 
 def runs() -> dict[str, Experiment]:
     """METHOD-BITS-SEED."""
-    chosen = [(method, 1.25) for method in METHODS] + [("float", 32)]
     return {
-        f"{method}-{bits:g}-0": fine_tuning(
-            method, bits, epochs=10, rates=tuned(method)
-        )
-        for method, bits in chosen
+        f"{method}-1.25-0": fine_tuning(method, 1.25, epochs=10, rates=tuned(method))
+        for method in METHODS
     }
