@@ -101,7 +101,9 @@ def _own(codec: ssvq.Codec, kernels: Mapping[str, np.ndarray]) -> records.Record
     }
 
 
-def _common(codec: ssvq.Codec, kernels: Mapping[str, np.ndarray]) -> records.Record:
+def _common(
+    codec: ssvq.VQ | ssvq.SSVQ, kernels: Mapping[str, np.ndarray]
+) -> records.Record:
     """The same with all blocks under one codebook, as the columns of one weight."""
     blocks = []
     for kernel in kernels.values():
