@@ -120,6 +120,14 @@ def compression(
     return Compression(rules=(rule,), freezing=freezing if method == "frozen" else None)
 
 
+def recompressed(experiment: Experiment, **changes: Any) -> Experiment:
+    """The same experiment with other options of its compression."""
+    if experiment.compression is None:
+        raise ValueError("expected an experiment with a compression")
+    compression = dataclasses.replace(experiment.compression, **changes)
+    return dataclasses.replace(experiment, compression=compression)
+
+
 def _codec(method: str, bits: float, **changes: Any) -> ssvq.Codec:
     codec = _CODECS[bits]["ssvq" if method in SIGNED else method]
     if method == "fixed":

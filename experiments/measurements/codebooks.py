@@ -15,13 +15,13 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 import ssvq_jax as ssvq
 from experiments.report import pages
 from experiments.training import records
+from experiments.training.terminal import parse
 from ssvq_jax.checkpoint import Checkpoint
 
 NETWORKS = ("efficientnet_lite0", "deit_tiny_cifar10")
@@ -124,12 +124,4 @@ def _common(
 
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            tyro.cli(
-                Options,
-                prog="python -m experiments.measurements.codebooks",
-                description=__doc__,
-            )
-        )
-    )
+    sys.exit(main(parse(Options, __doc__)))

@@ -17,12 +17,12 @@ import sys
 import tempfile
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 from experiments.report import pages
 from experiments.training import records
+from experiments.training.terminal import parse
 
 CODEWORDS = (16, 256)
 BLOCK = 8
@@ -92,12 +92,4 @@ def _theory(row: dict[str, Any], codewords: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            tyro.cli(
-                Options,
-                prog="python -m experiments.measurements.sizes",
-                description=__doc__,
-            )
-        )
-    )
+    sys.exit(main(parse(Options, __doc__)))

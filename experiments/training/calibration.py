@@ -55,7 +55,7 @@ class Calibrated:
         rules: Any = self._rules
         if options.bits is not None:
             probes = batches[len(batches) - apart :]
-            rules = self._allocated(options.bits, first, probes, len(batches), key)
+            rules = self._allocated(options.bits, first, probes, key)
         moments = None
         if options.refine:
             moments = first if second is None else first + second
@@ -84,15 +84,10 @@ class Calibrated:
             return (*found, None)[:2]
 
         patterns = list(dict.fromkeys(rule.pattern for rule in self._rules))
-        return self._kept("moments", find, patterns, len(batches), count)
+        return self._kept("moments", find, patterns, count)
 
     def _allocated(
-        self,
-        bits: float,
-        moments: ssvq.Moments,
-        probes: list[Any],
-        count: int,
-        key: Any,
+        self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any
     ) -> list[ssvq.Rule]:
         """Rules with one candidate chosen where several match."""
         contested = self._contested()
@@ -110,14 +105,14 @@ class Calibrated:
 
         described = self._experiment.describe()["compression"]["rules"]
         seed = self._experiment.seed
-        found = self._kept("allocation", measure, described, count, len(probes), seed)
+        found = self._kept("allocation", measure, described, len(probes), seed)
         return [*found.at(bits), *(x for x in self._rules if x not in candidates)]
 
     def _kept(self, kind: str, make: Callable[[], Any], *parts: Any) -> Any:
         known = self._experiment.describe()
         start = [known[name] for name in ("network", "data", "task", "weights")]
-        batch = self._experiment.optimization.batch
-        key = json.dumps([*start, batch, self._options.form, *parts])
+        batches = self._experiment.optimization.batch, self._options.examples
+        key = json.dumps([*start, *batches, self._options.form, *parts])
         if _KEPT.get(kind, ("",))[0] != key:
             _KEPT.pop(kind, None)  # before the next one is made: memory
             _KEPT[kind] = key, make()

@@ -98,11 +98,13 @@ def refine(
     leaves = []
     for path, node in named.items():
         if is_compressed(node) and path in moments:
-            node.require_choosing(path)
             if path not in weights:
                 raise ValueError(f"{path}: in compressed, but not in params")
             try:
+                node.require_choosing()
                 node = _refined(node, weights[path], moments[path], damping, sweeps)
+            except NotImplementedError as error:
+                raise NotImplementedError(f"{path}: {error}") from error
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         leaves.append(node)

@@ -263,17 +263,14 @@ class Compressed(abc.ABC):
         """The node with these codes, and factors of every weight; without latents."""
         raise self._fixed()
 
-    def require_choosing(self, path: str = "") -> None:
+    def require_choosing(self) -> None:
         """Raise `NotImplementedError` for a codec without `choose`."""
         if type(self).choose is Compressed.choose:
-            raise self._fixed(path)
+            raise self._fixed()
 
-    def _fixed(self, path: str = "") -> Exception:
+    def _fixed(self) -> Exception:
         codec = type(self.codec).__name__
-        place = f"{path}: " if path else ""
-        return NotImplementedError(
-            f"{place}{codec} chooses no codes: it has no `choose`"
-        )
+        return NotImplementedError(f"{codec} chooses no codes: it has no `choose`")
 
     def like(self, node: Any, weight: Float[Array, "*shape"]) -> "Compressed":
         """What `put` gave, with the latents that `node` has; they decode to the same.

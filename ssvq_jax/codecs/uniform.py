@@ -96,21 +96,22 @@ class Uniform(Codec):
         )
         split = split_sharding(latent, tuple(units))
         codec = self.holding(latent)
-        arrays = place(latent, split), None
-        if importance is not None:
-            arrays = arrays[0], place(importance, split)
-        channel = channel_axis(weight.shape, axis)
+        placed = place(latent, split)
+        importance = None if importance is None else place(importance, split)
+        channel, others = (
+            channel_axis(weight.shape, axis),
+            _other_axes(weight.shape, axis),
+        )
         # Under `jit` only the compiler may know the devices.
         alone = not isinstance(latent, Tracer) and len(latent.devices()) == 1
         if alone and channel is not None and jax.default_backend() == "cpu":
-            find = functools.partial(_least_error_in_slabs, codec, channel)
+            find = functools.partial(_least_error_in_slabs, codec, others, channel)
         else:
-            others = _other_axes(weight.shape, axis)
             find = compiler_sharded(
                 functools.partial(_least_error, codec, others),
-                replicated(sharding_of(arrays[0])),
+                replicated(sharding_of(placed)),
             )
-        scale = place(find(*arrays), replicated(sharding_of(latent)))
+        scale = place(find(placed, importance), replicated(sharding_of(latent)))
         return UniformWeight(
             codec=codec,
             shape=weight.shape,
@@ -260,9 +261,10 @@ class _Best(NamedTuple):
     refit: Float[Array, "..."]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _least_error_in_slabs(
     codec: Uniform,
+    others: tuple[int, ...],
     channel: int,
     weight: Float[Array, "*shape"],
     importance: Float[Array, "*shape"] | None,
@@ -270,7 +272,6 @@ def _least_error_in_slabs(
     """`_least_error` of some channels at a time, while they are in cache."""
     count = weight.shape[channel]
     size = min(count, max(1, _SLAB * count // weight.size))
-    others = tuple(i for i in range(weight.ndim) if i != channel)
 
     def visit(i, steps):
         start = jnp.minimum(i * size, count - size)

@@ -9,8 +9,7 @@ one seed; starts_seeds.py has ten and three. Rates are those of rates.py and
 starts_rates.py.
 """
 
-import dataclasses
-
+from experiments.configs._methods import recompressed
 from experiments.configs.cifar10._cifar10 import RATES, fine_tuning, tuned
 from experiments.training.config import Calibration, Experiment
 
@@ -54,9 +53,4 @@ def started(
 
 def from_calibrated(experiment: Experiment) -> Experiment:
     """The same, with codes found by what layers see; codecs stay."""
-    if experiment.compression is None:
-        raise ValueError("expected an experiment with a compression")
-    compression = dataclasses.replace(
-        experiment.compression, calibration=Calibration(examples=4096)
-    )
-    return dataclasses.replace(experiment, compression=compression)
+    return recompressed(experiment, calibration=Calibration(examples=4096))

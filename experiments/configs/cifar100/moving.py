@@ -4,12 +4,11 @@ python -m experiments.compress experiments/configs/cifar100/moving.py \
     --data-dir DIR --results experiments/results
 
 Three epochs each. Weights are trained beside the codes, which are chosen anew for them
-ten times, or every epoch's tenth part. Needs the float network of floats.py. Three
+ten or thirty times. Needs the float network of floats.py. Three
 minutes each on 2 CPU cores.
 """
 
-import dataclasses
-
+from experiments.configs._methods import recompressed
 from experiments.configs.cifar100._cifar100 import fine_tuning, tuned
 from experiments.training.config import Experiment, Reassignment
 
@@ -29,12 +28,7 @@ def runs() -> dict[str, Experiment]:
         for checks in CHECKS:
             for rate in RATES:
                 moving = Reassignment(checks=checks, rate=rate)
-                found[f"{method}-{checks}-{rate:g}"] = _with(stay, moving)
+                found[f"{method}-{checks}-{rate:g}"] = recompressed(
+                    stay, reassignment=moving
+                )
     return found
-
-
-def _with(run: Experiment, moving: Reassignment) -> Experiment:
-    if run.compression is None:
-        raise ValueError("expected an experiment with a compression")
-    compression = dataclasses.replace(run.compression, reassignment=moving)
-    return dataclasses.replace(run, compression=compression)
