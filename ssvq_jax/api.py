@@ -5,6 +5,7 @@ from ssvq_jax.calibration import allocate as allocate
 from ssvq_jax.calibration import calibrate as calibrate
 from ssvq_jax.calibration import compress as compress
 from ssvq_jax.calibration import correct_biases as correct_biases
+from ssvq_jax.calibration import fisher_factors as fisher_factors
 from ssvq_jax.calibration import refine as refine
 from ssvq_jax.codecs import MVQ as MVQ
 from ssvq_jax.codecs import SSVQ as SSVQ

@@ -82,6 +82,10 @@ class Classification:
         """Cross-entropy with the other's probabilities; no labels."""
         return optax.softmax_cross_entropy(outputs, jax.nn.softmax(target)).mean()
 
+    def drawn(self, outputs: jax.Array, key: jax.Array) -> Example:
+        """Labels drawn from what the outputs say."""
+        return {"label": jax.random.categorical(key, outputs)}
+
     def judge(self, outputs: jax.Array, batch: Example) -> Ranks:
         """Compare logits with labels."""
         label = batch["label"][:, None]

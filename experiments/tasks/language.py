@@ -93,6 +93,11 @@ class Language:
         """Cross-entropy with the other's probabilities; no tokens."""
         return optax.softmax_cross_entropy(outputs, jax.nn.softmax(target)).mean()
 
+    def drawn(self, outputs: jax.Array, key: jax.Array) -> Example:
+        """Next tokens, drawn from what the outputs say."""
+        drawn = jax.random.categorical(key, outputs)
+        return {"tokens": jnp.roll(drawn, 1, axis=1)}  # the first is not scored
+
     def judge(self, outputs: jax.Array, batch: Example) -> Windows:
         """Sums of the losses of the windows."""
         losses = _losses(outputs, batch)

@@ -59,6 +59,9 @@ class Calibrated:
         moments = None
         if options.refine:
             moments = first if second is None else first + second
+            if options.metric == "fisher":
+                find = functools.partial(self._fisher, moments, batches, key)
+                moments = self._kept("fisher", find, *moments, self._experiment.seed)
         params = ssvq.compress(program.params, rules, key=key, moments=moments)
         if not options.batch_norm or not program.statistics:
             return params, program.statistics
@@ -85,6 +88,27 @@ class Calibrated:
 
         patterns = list(dict.fromkeys(rule.pattern for rule in self._rules))
         return self._kept("moments", find, patterns, count)
+
+    def _fisher(
+        self, moments: ssvq.Moments, batches: list[Any], key: Any
+    ) -> ssvq.Moments:
+        """By gradients of the loss of labels drawn from the outputs."""
+        program, task = self._program, self._experiment.task
+        drawn = getattr(task, "drawn", None)
+        if drawn is None:
+            raise SystemExit(
+                f"metric: {type(task).__name__} has no probabilities to draw labels of"
+            )
+
+        @jax.jit
+        @jax.grad
+        def gradient(params, inputs, key):
+            outputs = program.module(params, program.statistics)(inputs)
+            return task.loss(outputs, drawn(jax.lax.stop_gradient(outputs), key))
+
+        keys = jax.random.split(key, len(batches))
+        gradients = map(functools.partial(gradient, program.params), batches, keys)
+        return ssvq.fisher_factors(moments, gradients)
 
     def _allocated(
         self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any

@@ -123,6 +123,10 @@ class Calibration:
         when one parameter alone is compressed; 0 for predicted errors.
       refine: Whether codes are found by the outputs' error.
       form: Of the second moments, see `ssvq_jax.calibrate`.
+      metric: What an error of the weights is measured by: what the layer's inputs have
+        it do to the layer's outputs, or the Fisher information, what it does to the
+        network's, see `ssvq_jax.fisher_factors`; that takes as long as training on the
+        examples. For codes; bits are spread by the inputs.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
 
@@ -131,6 +135,9 @@ class Calibration:
     probe: int = 100
     refine: bool = True
     form: Literal["full", "diagonal"] = "full"
+    metric: Literal["inputs", "fisher"] = dataclasses.field(
+        default="inputs", metadata=_LATER
+    )
     batch_norm: bool = True
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
+from experiments.tasks import Classification
 from experiments.training.calibration import Calibrated
 from experiments.training.config import Calibration, Compression, Data, Optimization
 from tests.experiments import tiny
@@ -70,6 +71,19 @@ def test_rules_are_rules_without_a_budget(tmp_path):
     stored = tiny.tensors(tmp_path / "run" / "model.ssvq.safetensors")
     before = tiny.tensors(tmp_path / "weights.safetensors")
     assert np.array_equal(stored["norm.mean"], before["norm.mean"])
+
+
+def test_codes_by_the_fisher_information(tmp_path, monkeypatch):
+    first, second = (
+        tiny.execute(
+            calibrated(tmp_path, metric=metric, batch_norm=False), tmp_path / metric
+        )["test"]["loss"]
+        for metric in ("inputs", "fisher")
+    )
+    assert second != first and second < 1.1 * first
+    monkeypatch.delattr(Classification, "drawn")
+    with pytest.raises(SystemExit, match="Classification has no probabilities"):
+        tiny.execute(calibrated(tmp_path, metric="fisher", examples=48), tmp_path / "x")
 
 
 def test_a_budget_that_cannot_be_met_says_what_can(tmp_path):

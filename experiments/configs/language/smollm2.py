@@ -6,9 +6,9 @@ python -m experiments.compress experiments/configs/language/smollm2.py \
 
 All 210 linear kernels; the embedding, which is the head, too, has 8 bits. From the
 weights alone, and calibrated on 64 windows of the validation text: error feedback with
-one codec for all kernels, or with bits spread by predicted errors. The first 16 windows
-of 512 tokens test. The weights come from 4 bits: that is what "float" is here. 32 runs;
-not run here yet.
+one codec for all kernels, by the moments of their inputs or by Fisher factors, or with
+bits spread by predicted errors. The first 16 windows of 512 tokens test. The weights
+come from 4 bits: that is what "float" is here. 44 runs; not run here yet.
 """
 
 import ssvq_jax as ssvq
@@ -42,36 +42,46 @@ def _codec(method: str, bits: float, scale: str | None) -> ssvq.Codec:
     return kind(*CODECS[method][bits], codebook_dtype="int8", channel_scale=scale)
 
 
-def _run(*codecs: ssvq.Codec, calibration: Calibration | None) -> Experiment:
+def _compression(
+    codecs: list[ssvq.Codec], calibration: Calibration | None
+) -> Compression:
     rules = tuple(ssvq.Rule(KERNELS, codec) for codec in codecs)
     embedding = ssvq.Rule("model/embed_tokens/embedding", ssvq.Uniform(8))
+    return Compression(rules=(*rules, embedding), calibration=calibration)
+
+
+def _run(compression: Compression | None) -> Experiment:
     return Experiment(
         task=TASK,
         network=NETWORKS["smollm2_135m"],
         data=DATA,
         optimization=Optimization(epochs=0, batch=4),
         weights="runs/smollm2/model.safetensors",
-        compression=Compression(rules=(*rules, embedding), calibration=calibration),
+        compression=compression,
         distill=True,
     )
 
 
 def runs() -> dict[str, Experiment]:
-    """METHOD-HOW-BITS; UQ has no 1.5, and none spread below 3."""
-    found = {}
+    """METHOD-HOW-BITS, and float; UQ has no 1.5, and none spread below 3."""
+    found = {"float": _run(None)}
     for method in ("uniform", "vq", "ssvq"):
         for bits in (1.5, 2, 3, 4):
             if method == "uniform" and bits < 2:
                 continue
-            for how in ("plain", "calibrated", "allocated"):
+            for how in ("plain", "calibrated", "fisher", "allocated"):
                 if how == "allocated" and method == "uniform" and bits < 3:
                     continue
                 scale = None if how == "plain" else "float16"
                 codecs = [_codec(method, bits, scale)]
-                calibration = None if how == "plain" else Calibration(probe=0)
                 if how == "allocated":
                     codecs = list(CANDIDATES[ALLOCATED[method]])
-                    calibration = Calibration(bits=bits, probe=0)
+                calibration = {
+                    "plain": None,
+                    "calibrated": Calibration(probe=0),
+                    "fisher": Calibration(probe=0, metric="fisher"),
+                    "allocated": Calibration(probe=0, bits=bits),
+                }[how]
                 name = f"{method}-{how}-{bits:g}"
-                found[name] = _run(*codecs, calibration=calibration)
+                found[name] = _run(_compression(codecs, calibration))
     return found
