@@ -9,12 +9,12 @@ from typing import Any, overload
 import jax
 from rich.table import Table
 
-from ssvq_jax.calibration.candidates import Option, encoded, fitting, priced
+from ssvq_jax.calibration.candidates import Option, encoded, fitting, matching, priced
 from ssvq_jax.calibration.moments import Moment, require_paths
 from ssvq_jax.calibration.spending import spend
 from ssvq_jax.codecs import is_compressed
 from ssvq_jax.core.kmeans import Key
-from ssvq_jax.tree.paths import flatten
+from ssvq_jax.tree.paths import axis_names, flatten
 from ssvq_jax.tree.report import TITLES, Report, Row, as_text, cells, report, table
 from ssvq_jax.tree.rules import Rule, require_matches
 
@@ -120,7 +120,7 @@ def allocate(
       candidates: Unlike rules, all that match a parameter count. `Rule(pattern, None)`
         makes leaving it as it is one of them. A codec that does not fit a parameter,
         as with more codewords than blocks, is left out for it. Parameters that no
-        pattern matches stay as they are. None may have a `stack`.
+        pattern matches stay as they are.
       bits: Stored bits a weight of all of `params`: codebooks and scales are counted,
         and what stays as it is. To leave parameters out of the account, hand in a tree
         without them.
@@ -162,7 +162,8 @@ def allocate(
     if moments is not None:
         require_paths(moments, named)
     rows = report(params).rows
-    options = [fitting(row, named[row.path], candidates) for row in rows]
+    own = matching(candidates, named, axis_names(params))
+    options = [fitting(row, named[row.path], own[row.path]) for row in rows]
     _budget(bits, rows, options)  # an error before the work, not after it
 
     for i, row in enumerate(rows):
@@ -201,6 +202,7 @@ def _spent(
                 row.weights,
                 option.bits,
                 option.error,
+                stack=option.rule.depth(()) if codec is not None else 0,
                 cost=option.cost,
                 share=option.cost / total if total else 0.0,
             )

@@ -1,8 +1,9 @@
 """Candidates for one parameter: which fit, what they store, what they cost."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,13 +12,13 @@ import numpy as np
 from ssvq_jax.calibration.compression import compress
 from ssvq_jax.calibration.moments import Moment
 from ssvq_jax.calibration.prediction import output_cost
-from ssvq_jax.codecs import Codec, Compressed, is_compressed
+from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.codecs.codec import WEIGHT_DTYPES
 from ssvq_jax.core.checks import as_array, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import replicate
 from ssvq_jax.tree.report import Row
-from ssvq_jax.tree.rules import Rule, input_axis
+from ssvq_jax.tree.rules import Rule, input_axis, stacked_axes
 from ssvq_jax.tree.transforms import finalize
 
 
@@ -38,32 +39,49 @@ class Option:
     cost: float = 0.0
 
 
+def matching(
+    candidates: Sequence[Rule],
+    paths: Collection[str],
+    names: Mapping[str, Sequence[Any]],
+) -> dict[str, list[Rule]]:
+    """By path the candidates that match it, for it alone, their stacks as numbers.
+
+    Args:
+      candidates: Rules, of which all that match count.
+      paths: Of parameters.
+      names: Of their axes, as far as there are some.
+
+    Raises:
+      ValueError: A stack's name that no parameter has which its rule matches.
+    """
+    found: dict[str, list[Rule]] = {path: [] for path in paths}
+    for rule in candidates:
+        own = {path: rule for path in paths if rule.matches(path)}
+        for path, depth in stacked_axes(own, names).items():
+            alone = dataclasses.replace(rule, pattern=re.escape(path), stack=depth)
+            found[path].append(alone)
+    return found
+
+
 def fitting(row: Row, leaf: Any, candidates: Sequence[Rule]) -> list[Option]:
-    """The candidates that fit a parameter; leaving it as it is where none matches.
+    """The candidates that fit a parameter; leaving it as it is where there are none.
 
     Args:
       row: The parameter in the report of the float tree.
       leaf: Its value.
-      candidates: Rules, of which all that match count.
+      candidates: From `matching`.
 
     Raises:
-      ValueError: Some match, and none fits.
+      ValueError: There are some, and none fits.
     """
-    pattern = re.escape(row.path)
-    matching = [rule for rule in candidates if rule.matches(row.path)]
-    if any(rule.stack for rule in matching):
-        raise ValueError(f"{row.path}: stack: not among candidates; give it a rule")
     options = []
-    for rule in matching or [Rule(pattern, None)]:
-        codec, axis = rule.codec, rule.axis
-        bits = row.bits
-        if codec is not None:
-            bits = _stored_bits(codec, row.path, leaf, axis)
+    for rule in candidates or [Rule(re.escape(row.path), None)]:
+        bits = row.bits if rule.codec is None else _stored_bits(rule, row.path, leaf)
         if bits is not None:
-            options.append(Option(Rule(pattern, codec, axis=axis), bits))
+            options.append(Option(rule, bits))
     if not options:
         kind = f"what {row.rule} gave" if is_compressed(leaf) else jnp.result_type(leaf)
-        tried = ", ".join(rule.codec.describe() for rule in matching if rule.codec)
+        tried = ", ".join(rule.codec.describe() for rule in candidates if rule.codec)
         raise ValueError(
             f"{row.path}: expected a candidate that fits {kind} of shape {row.shape}, "
             f"got {tried}"
@@ -128,21 +146,23 @@ def encoded(
     return finalize(compress({path: leaf}, [rule], key=key, moments=moments))[path]
 
 
-def _stored_bits(codec: Codec, path: str, leaf: Any, axis: int | None) -> int | None:
-    """Bits of a parameter by a codec; `None` if that does not fit."""
+def _stored_bits(rule: Rule, path: str, leaf: Any) -> int | None:
+    """Bits of a parameter by a rule's codec; `None` if that does not fit."""
+    codec: Any = rule.codec
     if is_compressed(leaf) or jnp.result_type(leaf).name not in WEIGHT_DTYPES:
         return None
     shape = jnp.shape(leaf)
-    if not shape or 0 in shape:
+    depth = rule.depth(())
+    slices, shape = math.prod(shape[:depth]), shape[depth:]
+    if not shape or 0 in (slices, *shape):
         return None
-    if axis is None:
-        axis = input_axis(path, shape)
+    axis = input_axis(path, shape) if rule.axis is None else rule.axis
     if not -len(shape) <= axis < len(shape):
         return None
     axis %= len(shape)
     if not codec.fits(shape, axis):
         return None
-    return 8 * sum(field.nbytes for field in codec.fields(shape, axis))
+    return 8 * slices * sum(field.nbytes for field in codec.fields(shape, axis))
 
 
 def _float64(x: Any) -> np.ndarray:

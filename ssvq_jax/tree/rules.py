@@ -34,7 +34,7 @@ class Rule:
         the name that the metadata of NNX and Linen give such axes, or several: how many
         leading axes are so called may differ then from one parameter to the next, and
         one without metadata has none. Flax names axes of variables made by
-        `with_partitioning` only. Not among the candidates of `allocate`.
+        `with_partitioning` only.
 
     Raises:
       TypeError: A codec that is none; a `stack` of another kind.
@@ -108,7 +108,7 @@ def compress(
         path: next((rule for rule in rules if rule.matches(path)), None)
         for path in named
     }
-    depths = _depths(chosen, axis_names(params))
+    depths = stacked_axes(chosen, axis_names(params))
     weights = {} if importance is None else flatten(importance)[0]
     for path in weights:
         if path not in named:
@@ -131,10 +131,14 @@ def compress(
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _depths(
+def stacked_axes(
     chosen: Mapping[str, Rule | None], names: Mapping[str, Sequence[Any]]
 ) -> dict[str, int]:
     """By path, how many leading axes are stacked.
+
+    Args:
+      chosen: Rules by path.
+      names: Of axes, by path: `axis_names`.
 
     Raises:
       ValueError: A rule with names of axes that none of its parameters has.

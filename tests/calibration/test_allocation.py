@@ -85,6 +85,42 @@ def test_bits_are_those_of_the_report_and_of_the_file(bits, params, key, tmp_pat
         assert row.share == pytest.approx(row.cost / total if total else 0)
 
 
+def test_stacks_are_allocated_whole(rng, key, tmp_path):
+    """By number and by name; every slice has a codebook, which is counted."""
+    layers = nnx.Param(
+        jnp.asarray(rng.normal(size=(3, 32, 24)), jnp.float32),
+        out_sharding=("layers", None, None),
+        eager_sharding=False,
+    )
+    params = {"layers": layers, "experts": {"kernel": 3 * layers[...]}}
+    rules = [
+        *(ssvq.Rule("layers", codec, stack="layers") for codec in CODECS),
+        *(ssvq.Rule("experts/kernel", codec, stack=1) for codec in CODECS),
+        ssvq.Rule(".*", None),
+    ]
+    x = jnp.asarray(rng.normal(size=(3, 9, 32)), jnp.float32)
+
+    def apply(params, x):
+        return jnp.matmul(x, params["layers"]), jnp.matmul(x, params["experts/kernel"])
+
+    flat = {"layers": layers[...], "experts/kernel": params["experts"]["kernel"]}
+    moments = ssvq.calibrate(apply, flat, [x])
+    allocation = ssvq.allocate(params, rules, bits=3, key=key, moments=moments)
+    assert {row.stack for row in allocation.rows} == {1} and 2 < allocation.bits <= 3
+    compressed = ssvq.compress(params, allocation, key=key)
+    report = ssvq.report(ssvq.finalize(compressed), flat)
+    assert allocation.bits == report.model.bits_per_weight
+    ssvq.save(tmp_path / "x.safetensors", compressed)
+    assert payload(tmp_path / "x.safetensors") == report.model.bits
+    with pytest.raises(ValueError, match="no parameter of 'experts/kernel' has a lead"):
+        ssvq.allocate(
+            params,
+            [ssvq.Rule("experts/kernel", CODECS[0], stack="layers")],
+            bits=3,
+            key=key,
+        )
+
+
 def squares(params, path):
     for name in path.split("/"):
         params = params[name]

@@ -202,9 +202,6 @@ def test_what_is_refused(weight, key, tmp_path):
     broken = node.replace(codebook=node.codebook[:4])
     with pytest.raises(ValueError, match=r"codebook: expected shape \(5, 4, 8\)"):
         ssvq.finalize({"w": broken})
-    rules = [ssvq.Rule("w", ssvq.SSVQ(4, 8), stack=1)]
-    with pytest.raises(ValueError, match="w: stack: not among candidates"):
-        ssvq.allocate({"w": weight}, rules, bits=3, key=key)
     with pytest.raises(ValueError, match="expected shape"):
         ssvq.report({"w": node}, {"w": weight[0]})
 
