@@ -50,6 +50,10 @@ class Options:
 def main(options: Options) -> int:
     """Measure and write the page; returns the exit status."""
     console = Console()
+    files = [options.models / f"{network}.safetensors" for network in NETWORKS]
+    if absent := [str(file) for file in files if not file.is_file()]:
+        console.print(f"error: {', '.join(absent)} missing; give --models")
+        return 2
     rows = {}
     cases = [(network, codec) for network in NETWORKS for codec in CODECS]
     for network, codec in track(cases, "Clustering", console=console):

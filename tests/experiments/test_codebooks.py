@@ -28,6 +28,7 @@ def test_a_checkpoint_of_two_kernels(tmp_path, rng, monkeypatch):
         "bias": narrow[0],
     }
     save_file(tensors, tmp_path / "m.safetensors")
+    assert codebooks.main(codebooks.Options(models=tmp_path, out=tmp_path)) == 2
     monkeypatch.setattr(codebooks, "NETWORKS", ("m",))
     assert codebooks.main(codebooks.Options(models=tmp_path, out=tmp_path)) == 0
     rows = records.read(tmp_path / "codebooks.jsonl")
