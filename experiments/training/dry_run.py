@@ -89,6 +89,11 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     }
     if not report.compressed.weights:
         rows = {k: v for k, v in rows.items() if "compressed" not in k}
+    calibration = experiment.compression and experiment.compression.calibration
+    if calibration and calibration.bits is not None:
+        rows["bits that are spread when it starts"] = (
+            f"{calibration.bits:g}; here all have the first candidate"
+        )
     for platform in _PLATFORMS:
         lowered = traced.lower(lowering_platforms=(platform,))
         size = len(lowered.as_text())

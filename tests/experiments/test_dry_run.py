@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments.models import mobile
 from experiments.models.depthwise import DepthwiseConv
 from experiments.training import dry_run
+from experiments.training.config import Calibration
 from experiments.training.devices import Devices
 from experiments.training.run import Execution
 from tests.experiments import tiny
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
 def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(
     parallel, name, known, capsys
 ):
+    spread = Calibration(bits=2.5) if parallel == "data" else None
     experiment = dataclasses.replace(
         tiny.FLOAT,
         weights="none.safetensors",
-        compression=tiny.FROZEN,
+        compression=dataclasses.replace(tiny.FROZEN, calibration=spread),
         data=dataclasses.replace(tiny.DIGITS, name=name),
     )
     execution = Execution(devices=Devices.all(parallel))
@@ -40,6 +42,7 @@ def test_a_dry_run_tells_sizes_and_lowers_for_accelerators(
     expected = ("missing: at random", "12,288", "FLOPs", "lowered for tpu", "cuda")
     for text in (*expected, known):
         assert text in printed
+    assert ("2.5; here all have the first" in printed) == (spread is not None)
 
 
 def _flops(experiment, **changes):
