@@ -157,27 +157,24 @@ def vit_of(
     kernel, positions = shapes["patch_embed.proj.weight"], shapes["pos_embed"]
     head = shapes["head.weight"]
     depth = sum(name.endswith(".attn.qkv.weight") for name in shapes)
-    side = math.isqrt(max(0, positions[-2] - 1)) if len(positions) == 3 else 0
-    given = (*kernel[:1], *kernel[2:3], *head[:1])
-    if (
-        (len(kernel), len(head), min(given, default=0) > 0) != (4, 2, True)
-        or not depth
-        or not side
-        or tuple(positions) != (1, side**2 + 1, kernel[0])
-    ):
-        raise ValueError(
-            f"no timm vision transformer with one class token: {depth} blocks, patch "
-            f"embedding {tuple(kernel)}, positions {tuple(positions)}, head "
-            f"{tuple(head)}"
-        )
-    width, patch = kernel[0], kernel[2]
+    unknown = ValueError(
+        f"no timm vision transformer with one class token: {depth} blocks, patch "
+        f"embedding {tuple(kernel)}, positions {tuple(positions)}, head {tuple(head)}"
+    )
+    if (len(kernel), len(positions), len(head)) != (4, 3, 2):
+        raise unknown
+    width, patch, classes = kernel[0], kernel[2], head[0]
+    side = math.isqrt(max(0, positions[1] - 1))
+    of_image = tuple(positions) == (1, side**2 + 1, width)
+    if min(width, patch, classes, depth, side) < 1 or not of_image:
+        raise unknown
     return vit(
         width,
         depth,
         heads or max(1, width // 64),
         image=side * patch,
         patch=patch,
-        classes=head[0],
+        classes=classes,
     )
 
 
