@@ -5,6 +5,7 @@ Their attributes have timm's names, those of language models Hugging Face's.
 
 import difflib
 import pathlib
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _LEAVES |= {"var": "running_var", "embedding": "weight"}
 _IGNORED = "num_batches_tracked"
 
 
-def load(model: nnx.Module, path: str | pathlib.Path) -> None:
+def load(model: nnx.Module, path: str | pathlib.Path, fresh: str | None = None) -> None:
     """Fill a model from a checkpoint, packed or not, in place.
 
     The checkpoint has timm's or Hugging Face's names and PyTorch's layout (kernels
@@ -31,17 +32,23 @@ def load(model: nnx.Module, path: str | pathlib.Path) -> None:
     `save` writes them. A model with other names has them from its `stored_name`. It is
     one file, or the index of its shards, or their folder.
 
+    Args:
+      model: The network.
+      path: The checkpoint.
+      fresh: Regular expression for whole paths of parameters that stay as they are,
+        whatever the checkpoint has of them.
+
     Raises:
       SystemExit: A file that cannot be read, or parameters that are missing, unknown or
-        of another shape.
+        of another shape; `fresh` that matches none.
     """
     try:
-        _fill(model, path)
+        _fill(model, path, fresh)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
 
-def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
+def _fill(model: nnx.Module, path: str | pathlib.Path, fresh: str | None) -> None:
     tensors = Checkpoint(path)
     stored = {name for name in tensors if not name.endswith(_IGNORED)}
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
@@ -51,6 +58,12 @@ def _fill(model: nnx.Module, path: str | pathlib.Path) -> None:
     own = {keys: flax_name(keys) for keys, _ in flat}
     is_own = not stored.isdisjoint(set(own.values()) - set(names.values()))
     names = own if is_own else names
+    if fresh is not None:
+        kept = {x for x in names if re.fullmatch(fresh, "/".join(map(str, x)))}
+        if not kept:
+            raise ValueError(f"fresh: {fresh!r} matches no parameter of the network")
+        stored -= {names.pop(keys) for keys in kept}
+        flat = [(keys, variable) for keys, variable in flat if keys in names]
     _require_same_names(path, set(names.values()), stored)
     for keys, variable in flat:
         tensor = tensors[names[keys]]

@@ -177,6 +177,8 @@ class Experiment:
       distill: Whether to match the outputs that the network has with `weights`
         instead of the labels.
       seed: Of initialisation, clustering and batches.
+      fresh: Regular expression for whole paths of parameters that start at random, not
+        with `weights`: a prediction layer for other classes.
     """
 
     task: Task
@@ -187,8 +189,11 @@ class Experiment:
     compression: Compression | None = None
     distill: bool = False
     seed: int = 0
+    fresh: str | None = dataclasses.field(default=None, metadata=_LATER)
 
     def __post_init__(self):
+        if self.fresh is not None and (self.weights is None or self.distill):
+            raise ValueError("fresh: expected weights for all else, and own labels")
         if self.weights is None and (self.compression or self.distill):
             raise ValueError("weights: expected a checkpoint to compress or distil")
         if self.optimization.features and not self.distill:

@@ -37,7 +37,7 @@ def table(name: str, experiment: Experiment, execution: Execution) -> Table:
     if experiment.weights is not None:
         there = pathlib.Path(experiment.weights).exists()
         if there:
-            checkpoint.load(model, experiment.weights)
+            checkpoint.load(model, experiment.weights, experiment.fresh)
         weights = experiment.weights + ("" if there else " (missing: at random here)")
     examples = None
     with contextlib.suppress(NotPreparedError):

@@ -157,7 +157,7 @@ class _Run:
         self.steps = options.steps(len(self.train))
         model = experiment.network.build(nnx.Rngs(experiment.seed))
         if experiment.weights is not None:
-            checkpoint.load(model, experiment.weights)
+            checkpoint.load(model, experiment.weights, experiment.fresh)
         self.program = Program(experiment, model, self.steps)
         self.judge = Judge(experiment, self.program, self.devices, self._split)
 

@@ -183,6 +183,23 @@ def test_checkpoints_of_other_networks_are_refused(tmp_path):
         load(model, tmp_path / "none.safetensors")
 
 
+def test_a_fresh_head_for_other_classes(tmp_path):
+    config = DeiTConfig(width=8, depth=1, heads=2, size=8, patch=4)
+    model, other = (DeiT(config, n, rngs=nnx.Rngs(n)) for n in (3, 5))
+    path = tmp_path / "weights.safetensors"
+    save(path, nnx.to_pure_dict(nnx.state(model)), {})
+    head = np.array(other.head.kernel)
+    load(other, path, fresh="head/.*")
+    np.testing.assert_array_equal(other.head.kernel, head)
+    np.testing.assert_array_equal(other.norm.scale, model.norm.scale)
+    fc1 = model.blocks[0].mlp.fc1.kernel
+    np.testing.assert_array_equal(other.blocks[0].mlp.fc1.kernel, fc1)
+    with pytest.raises(SystemExit, match="head.bias: expected shape"):
+        load(other, path)
+    with pytest.raises(SystemExit, match="fresh: 'tail' matches no parameter"):
+        load(other, path, fresh="tail")
+
+
 def test_patches_tokens_and_heads():
     config = DeiTConfig(width=12, depth=2, heads=3, size=8, patch=4)
     model = DeiT(config, 5, rngs=nnx.Rngs(0))
