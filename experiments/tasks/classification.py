@@ -48,6 +48,7 @@ class Classification:
 
     metric: ClassVar[str] = "top1"
     unit: ClassVar[str] = "images"
+    logits: ClassVar[bool] = True
 
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None
@@ -81,10 +82,6 @@ class Classification:
     def match(self, outputs: jax.Array, target: jax.Array) -> jax.Array:
         """Cross-entropy with the other's probabilities; no labels."""
         return optax.softmax_cross_entropy(outputs, jax.nn.softmax(target)).mean()
-
-    def drawn(self, outputs: jax.Array, key: jax.Array) -> Example:
-        """Labels drawn from what the outputs say."""
-        return {"label": jax.random.categorical(key, outputs)}
 
     def judge(self, outputs: jax.Array, batch: Example) -> Ranks:
         """Compare logits with labels."""

@@ -49,6 +49,7 @@ class Language:
 
     metric: ClassVar[str] = "log_likelihood"
     unit: ClassVar[str] = "windows"
+    logits: ClassVar[bool] = True
 
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None
@@ -92,11 +93,6 @@ class Language:
     def match(self, outputs: jax.Array, target: jax.Array) -> jax.Array:
         """Cross-entropy with the other's probabilities; no tokens."""
         return optax.softmax_cross_entropy(outputs, jax.nn.softmax(target)).mean()
-
-    def drawn(self, outputs: jax.Array, key: jax.Array) -> Example:
-        """Next tokens, drawn from what the outputs say."""
-        drawn = jax.random.categorical(key, outputs)
-        return {"tokens": jnp.roll(drawn, 1, axis=1)}  # the first is not scored
 
     def judge(self, outputs: jax.Array, batch: Example) -> Windows:
         """Sums of the losses of the windows."""

@@ -33,6 +33,7 @@ class Segmentation:
 
     metric: ClassVar[str] = "miou"
     unit: ClassVar[str] = "images"
+    logits: ClassVar[bool] = True
 
     def open(
         self, name: str, split: str | None, data_dir: pathlib.Path | None

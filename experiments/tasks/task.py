@@ -21,8 +21,8 @@ class Task(Protocol):
     A task whose outputs are to be looked at also has `draw(outputs, example)`: of one
     prepared example, a picture uint8 `(height, width, 3)`; and `blank(image)`: the
     example, not prepared, that an image uint8 `(height, width, 3)` is without labels.
-    One whose outputs are logits also has `drawn(outputs, key)`: what `loss` takes of a
-    batch, labels drawn from the probabilities; for `Calibration.metric`.
+    One whose outputs are logits, classes last, has `logits = True`: labels can be drawn
+    from them, for `Calibration.metric`.
 
     Attributes:
       metric: The one of `score` by which runs are compared; larger is better.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 
 import ssvq_jax as ssvq
@@ -42,6 +43,12 @@ class Calibrated:
             raise ValueError("expected a compression with a calibration")
         self._rules = experiment.compression.rules
         self._options: Calibration = experiment.compression.calibration
+        task = experiment.task
+        if self._options.metric == "fisher" and not getattr(task, "logits", False):
+            raise SystemExit(
+                f"metric: the outputs of {type(task).__name__} are no logits to draw "
+                "labels from; leave it out"
+            )
 
     def start(self) -> tuple[Any, Any]:
         """Parameters, compressed, and statistics of batch norms."""
@@ -93,18 +100,15 @@ class Calibrated:
         self, moments: ssvq.Moments, batches: list[Any], key: Any
     ) -> ssvq.Moments:
         """By gradients of the loss of labels drawn from the outputs."""
-        program, task = self._program, self._experiment.task
-        drawn = getattr(task, "drawn", None)
-        if drawn is None:
-            raise SystemExit(
-                f"metric: {type(task).__name__} has no probabilities to draw labels of"
-            )
+        program = self._program
 
         @jax.jit
         @jax.grad
         def gradient(params, inputs, key):
-            outputs = program.module(params, program.statistics)(inputs)
-            return task.loss(outputs, drawn(jax.lax.stop_gradient(outputs), key))
+            logits = program.module(params, program.statistics)(inputs)
+            drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, drawn)
+            return losses.mean()
 
         keys = jax.random.split(key, len(batches))
         gradients = map(functools.partial(gradient, program.params), batches, keys)
@@ -135,6 +139,8 @@ class Calibrated:
     def _kept(self, kind: str, make: Callable[[], Any], *parts: Any) -> Any:
         known = self._experiment.describe()
         start = [known[name] for name in ("network", "data", "task", "weights")]
+        if self._experiment.fresh is not None:
+            start += [self._experiment.fresh, self._experiment.seed]
         batches = self._experiment.optimization.batch, self._options.examples
         key = json.dumps([*start, *batches, self._options.form, *parts])
         if _KEPT.get(kind, ("",))[0] != key:

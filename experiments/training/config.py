@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import runpy
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -140,6 +141,10 @@ class Calibration:
     )
     batch_norm: bool = True
 
+    def __post_init__(self):
+        if self.metric != "inputs" and not self.refine:
+            raise ValueError("metric: of codes that are refined")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compression:
@@ -192,8 +197,13 @@ class Experiment:
     fresh: str | None = dataclasses.field(default=None, metadata=_LATER)
 
     def __post_init__(self):
-        if self.fresh is not None and (self.weights is None or self.distill):
-            raise ValueError("fresh: expected weights for all else, and own labels")
+        if self.fresh is not None:
+            if self.weights is None or self.distill:
+                raise ValueError("fresh: expected weights for all else, and own labels")
+            try:
+                re.compile(self.fresh)
+            except re.error as error:
+                raise ValueError(f"fresh: {self.fresh!r}: {error}") from error
         if self.weights is None and (self.compression or self.distill):
             raise ValueError("weights: expected a checkpoint to compress or distil")
         if self.optimization.features and not self.distill:

@@ -114,12 +114,12 @@ class Judge:
         """The task's metrics of rows, beside those of the network with float weights.
 
         They are called "validation/METRIC" or "test/METRIC"; none where `rows` is
-        `None`.
+        `None`. One with a fresh layer is nothing to be beside.
         """
         if rows is None:
             return {}
         reference = None
-        if self._experiment.weights is not None:
+        if self._experiment.weights is not None and self._experiment.fresh is None:
             if which not in self._float_rows:
                 dense = self._program.params, self._program.statistics
                 self._float_rows[which] = self.rows(*dense, which)

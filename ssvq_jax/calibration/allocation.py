@@ -107,8 +107,8 @@ def allocate(
     - Nothing: the squared error, summed over the weights of all parameters.
     - `moments`: the share of the variance of a parameter's output that will be error
       after `refine`, see `ssvq_jax.calibration.prediction.output_cost`, summed over
-      parameters. For one that has no moments: its squared error over its squares, the
-      same for inputs without correlation.
+      parameters and slices of stacks. For one that has no moments: its squared error
+      over its squares, the same for inputs without correlation.
     - `divergence`: what it says when a parameter alone is compressed, by the candidate
       whose bits a weight are nearest to `bits`. The other candidates of the parameter
       cost that times the ratio of their costs as above.
@@ -162,8 +162,8 @@ def allocate(
     if moments is not None:
         require_paths(moments, named)
     rows = report(params).rows
-    own = matching(candidates, named, axis_names(params))
-    options = [fitting(row, named[row.path], own[row.path]) for row in rows]
+    matched = matching(candidates, named, axis_names(params))
+    options = [fitting(row, named[row.path], matched[row.path]) for row in rows]
     _budget(bits, rows, options)  # an error before the work, not after it
 
     for i, row in enumerate(rows):
@@ -202,7 +202,7 @@ def _spent(
                 row.weights,
                 option.bits,
                 option.error,
-                stack=option.rule.depth(()) if codec is not None else 0,
+                stack=option.rule.depth(()) if codec is not None else row.stack,
                 cost=option.cost,
                 share=option.cost / total if total else 0.0,
             )

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,7 +81,11 @@ def fitting(row: Row, leaf: Any, candidates: Sequence[Rule]) -> list[Option]:
             options.append(Option(rule, bits))
     if not options:
         kind = f"what {row.rule} gave" if is_compressed(leaf) else jnp.result_type(leaf)
-        tried = ", ".join(rule.codec.describe() for rule in candidates if rule.codec)
+        tried = ", ".join(
+            rule.codec.describe() + (f" of stack={rule.stack}" if rule.stack else "")
+            for rule in candidates
+            if rule.codec
+        )
         raise ValueError(
             f"{row.path}: expected a candidate that fits {kind} of shape {row.shape}, "
             f"got {tried}"
@@ -110,27 +114,48 @@ def priced(
         a codebook out of the range of its dtype.
     """
     weight = _float64(leaf)
-    predicted = None
+    relative, cost = _relative(weight), _squares
     try:
         require_finite("weight", as_array(leaf))
-        if moments is not None and path in moments:
-            predicted = output_cost(moments[path], weight)
+        if moments is not None:
+            depth = max(option.rule.depth(()) for option in options)
+            cost = _cost(moments.get(path), weight, depth)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from problem
-    squares = float(np.sum(np.square(weight)))
     result = []
     for option in options:
         if option.rule.codec is not None:
             node = encoded(path, leaf, option.rule, key)
             difference = weight - _float64(node.decode())
-            total = float(np.sum(np.square(difference)))
-            error = total / squares if squares else total
-            cost = total if moments is None else error
-            if predicted is not None:
-                cost = predicted(difference)
-            option = dataclasses.replace(option, error=error, cost=cost)
+            option = dataclasses.replace(
+                option, error=relative(difference), cost=cost(difference)
+            )
         result.append(option)
     return result
+
+
+def _cost(
+    moment: Moment | None, weight: np.ndarray, depth: int
+) -> Callable[[np.ndarray], float]:
+    """What an error of a weight costs; summed over slices of so many stacked axes."""
+    if not depth:
+        return _relative(weight) if moment is None else output_cost(moment, weight)
+    count = len(weight)
+    parts = [
+        _cost(None if moment is None else moment.slice(i, count), part, depth - 1)
+        for i, part in enumerate(weight)
+    ]
+    return lambda error: sum(cost(x) for cost, x in zip(parts, error, strict=True))
+
+
+def _relative(weight: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Squares of an error over those of a weight, unless these are 0."""
+    unit = _squares(weight) or 1.0
+    return lambda error: _squares(error) / unit
+
+
+def _squares(x: np.ndarray) -> float:
+    return float(np.sum(np.square(x)))
 
 
 def encoded(

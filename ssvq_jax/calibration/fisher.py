@@ -77,8 +77,9 @@ def fisher_factors(moments: Moments, gradients: Iterable[Any]) -> Moments:
             whole = replicated(next(filter(None, map(sharding_of, rows)), None))
             step = jax.jit(compiler_sharded(add, whole), donate_argnums=0)
             shapes = [jnp.shape(moments[path].second) for path in paths]
-            sums = [place(jnp.zeros(shape), whole) for shape in shapes]
+            sums = [place(jnp.zeros(x, jnp.float32), whole) for x in shapes]
         sums = step(sums, rows)
+        del tree, named, rows  # before the next one is made: memory
     if sums is None:
         raise ValueError("gradients: expected at least one, got none")
     for path, second in zip(paths, sums, strict=True):

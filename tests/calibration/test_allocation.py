@@ -121,6 +121,33 @@ def test_stacks_are_allocated_whole(rng, key, tmp_path):
         )
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_layer_costs_in_a_stack_what_it_costs_alone(known, rng, key):
+    """With moments and, where it has none, by its relative error."""
+    layers = jnp.asarray(rng.normal(size=(2, 2, 32, 24)), jnp.float32)
+    layers *= jnp.array([1.0, 0.01, 30.0, 0.3]).reshape(2, 2, 1, 1)
+    alone = {f"w{i}{j}": layers[i, j] for i in (0, 1) for j in (0, 1)}
+    x = jnp.asarray(rng.normal(size=(2, 2, 9, 32)), jnp.float32)
+
+    def of_stack(params, x):
+        return jnp.matmul(x, params["w"]), x[0, 0] @ params["x"]
+
+    def of_parts(params, x):
+        rows = [x[i, j] @ params[f"w{i}{j}"] for i in (0, 1) for j in (0, 1)]
+        return rows, x[0, 0] @ params["x"]
+
+    costs = []
+    for params, stack, apply in (({"w": layers}, 2, of_stack), (alone, 0, of_parts)):
+        params = {**params, "x": jnp.ones((32, 4))}
+        moments = ssvq.calibrate(apply, params, [x])
+        if not known:
+            moments = {"x": moments["x"]}
+        rules = [ssvq.Rule("w.*", ssvq.Uniform(3), stack=stack), ssvq.Rule("x", None)]
+        found = ssvq.allocate(params, rules, bits=6, key=key, moments=moments)
+        costs.append(sum(row.cost for row in found.rows))
+    assert costs[0] == pytest.approx(costs[1], rel=1e-4)
+
+
 def squares(params, path):
     for name in path.split("/"):
         params = params[name]

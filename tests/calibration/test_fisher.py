@@ -93,6 +93,16 @@ def test_sharded_gradients(kind, params, rng):
     )
 
 
+def test_64_bits_change_nothing(params, rng):
+    moments = ssvq.calibrate(apply, params, [floats(rng, 2, 4, 4, 2)])
+    gradient = jax.tree.map(lambda w: floats(rng, *w.shape), params)
+    expected = ssvq.fisher_factors(moments, [gradient])
+    with jax.enable_x64(True):
+        found = ssvq.fisher_factors(moments, [gradient])
+    assert {x.second.dtype.name for x in found.values()} == {"float32"}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_outputs_of_the_network_are_nearer_than_by_inputs(rng, key):
     """Half of the inputs are large and lead to what is certain anyway."""
     first = floats(rng, 32, 64)

@@ -81,8 +81,8 @@ def test_codes_by_the_fisher_information(tmp_path, monkeypatch):
         for metric in ("inputs", "fisher")
     )
     assert second != first and second < 1.1 * first
-    monkeypatch.delattr(Classification, "drawn")
-    with pytest.raises(SystemExit, match="Classification has no probabilities"):
+    monkeypatch.setattr(Classification, "logits", False)
+    with pytest.raises(SystemExit, match="outputs of Classification are no logits"):
         tiny.execute(calibrated(tmp_path, metric="fisher", examples=48), tmp_path / "x")
 
 
