@@ -17,29 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
-from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from ssvq_jax.codecs.assignment import assigned
 from ssvq_jax.codecs.nearest import Choice
 from ssvq_jax.codecs.state_dict import from_state_dict, state_dict
-from ssvq_jax.core.blocks import (
-    AnyArray,
-    block_units,
-    from_blocks,
-    grid_shape,
-    to_blocks,
-)
+from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.checks import as_array, checked_importance, require_finite
 from ssvq_jax.core.kmeans import Key
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
     place,
-    replicated,
     sharding_of,
     slice_of,
-    split_sharding,
 )
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
@@ -314,12 +306,12 @@ class Compressed(abc.ABC):
             raise ValueError(f"weight: expected shape {self.shape}, got {weight.shape}")
         require_finite("weight", weight)
         importance = checked_importance(importance, self.shape)
-        assigned = _assign(self, weight, importance, training)
+        node = assigned(self, weight, importance, training)
         own = self.leaves()
-        return assigned.replace(
+        return node.replace(
             **{
                 name: place(leaf, sharding_of(jnp.asarray(own[name])))
-                for name, leaf in assigned.leaves().items()
+                for name, leaf in node.leaves().items()
                 if name in own
             }
         )
@@ -376,56 +368,6 @@ def _decode(node: Compressed, dtype: np.dtype) -> Array:
     sharding = fit_sharding(next(filter(None, found), None), node.shape)
     values = compiler_sharded(lambda node: node.values(dtype), sharding)(node)
     return values.astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _assign(
-    node: Any, weight: Array, importance: Array | None, training: bool
-) -> Compressed:
-    weight = weight.astype(jnp.float32)
-    targets = weight if node.scales is None else weight / node.scales
-    if importance is None:
-        importance = jnp.ones_like(weight)
-    if node.scales is not None:
-        importance = importance * jnp.square(node.scales)
-
-    block, axis = node.codec.block, node.axis
-
-    def assign(node, targets, importance):
-        shape = targets.shape
-        grid = grid_shape(shape, block, axis)
-        targets, importance, valid = (
-            jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
-            for x in (targets, importance, jnp.ones(shape, bool))
-        )
-        codes, factors = node.choose(targets, importance=importance, valid=valid)
-        if factors is not None:
-            factors = from_blocks(factors.reshape(*grid, block), shape, axis)
-        return codes.reshape(grid), factors
-
-    sharding = sharding_of(weight)
-    split = split_sharding(weight, block_units(node.shape, block, axis))
-    if split is not None:
-        spec, whole = split.spec, PartitionSpec()
-        leaves = {
-            name: whole if name in node.linear_leaves or leaf.ndim == 0 else spec
-            for name, leaf in node.leaves().items()
-        }
-        assign = jax.shard_map(
-            assign,
-            mesh=split.mesh,
-            in_specs=(node.replace(**leaves), spec, spec),
-            out_specs=(spec, spec),
-        )
-    else:
-        assign = compiler_sharded(assign, replicated(sharding))
-    target = replicated(sharding) if split is None else split
-    codes, factors = assign(node, place(targets, target), place(importance, target))
-    codes = place(codes, fit_sharding(sharding, codes.shape))
-    if factors is not None:
-        factors = place(factors, sharding)
-    assigned = node.put(codes, factors)
-    return assigned.like(node, weight) if training else assigned
 
 
 def is_compressed(x: Any) -> bool:
