@@ -145,10 +145,16 @@ class Results(dict[str, Any]):
 
     def of(self, method: str, bits: float) -> list[Run]:
         """The runs METHOD-BITS of all seeds; the float network has 32 bits, or none."""
+        found = self.any_of(method, bits)
+        if not found:
+            raise Missing(f"{self.source}.jsonl has no {method}-{bits:g}")
+        return found
+
+    def any_of(self, method: str, bits: float) -> list[Run]:
+        """The same, if there are some."""
         name = f"{method}-{32 if method == 'float' else bits:g}"
         names = (name, "float") if method == "float" else (name,)
-        found = [self[x] for x in names if x in self] + self.like(name)
-        return found or [self[name]]
+        return [self[x] for x in names if x in self] + self.like(name)
 
     @property
     def minutes(self) -> float:

@@ -79,7 +79,8 @@ def test_bits_are_those_of_the_report_and_of_the_file(bits, params, key, tmp_pat
         assert (own.error is None) == (row.error is None)
         if row.error is not None:
             assert own.error == pytest.approx(row.error, rel=1e-4)
-            assert own.cost == pytest.approx(row.error * squares(params, row.path))
+            expected = row.error * squares(params, row.path)
+            assert own.cost == pytest.approx(expected, rel=1e-4)
     total = sum(row.cost for row in allocation.rows)
     for row in allocation.rows:
         assert row.share == pytest.approx(row.cost / total if total else 0)

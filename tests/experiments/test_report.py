@@ -158,12 +158,14 @@ def test_a_diverged_run_is_shown_in_a_sweep_and_an_error_elsewhere(changed):
 
 def test_words_that_results_do_not_bear_out_are_an_error(changed, committed):
     text = pages.render("README", committed).text
-    assert "beats VQ and MVQ below 3 bits" in " ".join(text.split())
-    other = records.read(RESULTS / "cifar10/bits.jsonl")["mvq-2"]
-    load = changed("cifar10/bits", "learned-2", lambda x: {**x, "each": other["each"]})
-    with pytest.raises(
-        Missing, match=r"README.md: .*no longer show .*beats VQ and MVQ"
-    ):
+    assert "below 2 bits: yes.** Learned signs beat VQ and MVQ" in " ".join(
+        text.split()
+    )
+    other = records.read(RESULTS / "cifar100/bits.jsonl")["mvq-1.5"]
+    load = changed(
+        "cifar100/bits", "learned-1.5", lambda x: {**x, "each": other["each"]}
+    )
+    with pytest.raises(Missing, match=r"README.md: .*no longer show .*beat VQ and MVQ"):
         pages.render("README", load)
 
 

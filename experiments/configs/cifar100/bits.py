@@ -3,7 +3,7 @@
 python -m experiments.compress experiments/configs/cifar100/bits.py \
     --data-dir DIR --results experiments/results
 
-Needs the float network of floats.py. 24 runs of two minutes on 2 CPU cores.
+Needs the float network of floats.py. 23 runs of a minute and a half on 2 CPU cores.
 """
 
 from experiments.configs._methods import at

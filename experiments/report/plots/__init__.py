@@ -5,6 +5,7 @@ from experiments.report.plots import accelerator, benchmarks, comparison
 PLOTS = {
     "cifar10/pareto": comparison.pareto,
     "cifar10/curves": comparison.curves,
+    "cifar100/pareto": comparison.hundred,
     "few_images/few_images": comparison.few_images,
     "calibrated/calibrated": comparison.calibrated,
     "calibrated/allocation": comparison.allocation,

@@ -23,15 +23,26 @@ def pareto(load: Load) -> Figure:
     The float networks, each 0, are not the same for all bits.
     """
     few, more = load("cifar10/bits"), load("cifar10/three_bits")
-    sources = {bits: more if bits > 2 else few for bits in BITS}
+    return _pareto([more if bits > 2 else few for bits in BITS], BITS)
+
+
+def hundred(load: Load) -> Figure:
+    """The same with a hundred classes."""
+    bits = (1, 1.25, 1.5, 2)
+    return _pareto([load("cifar100/bits")] * len(bits), bits)
+
+
+def _pareto(sources: Sequence[Results], bits: Sequence[float]) -> Figure:
+    """Runs METHOD-BITS of one source for every number of bits, and its "float"."""
     figure, (tuned, before) = panels(2, 4.5)
-    for method in filter(lambda method: any(method in at(x) for x in BITS), _METHODS):
+    for method in _METHODS:
         own = [
-            (run, sources[bits]["float"])
-            for bits in BITS
-            if method in at(bits)
-            for run in sources[bits].of(method, bits)
+            (runs[f"{method}-{x:g}"], runs["float"])
+            for x, runs in zip(bits, sources, strict=True)
+            if f"{method}-{x:g}" in runs
         ]
+        if not own:
+            continue
         ratios = [run.ratio for run, _ in own]
         shown = {"color": _COLORS[method], "marker": "o", "label": TITLES[method]}
         gaps = np.array([gap(run, dense) for run, dense in own])
