@@ -5,13 +5,11 @@ from typing import Any
 
 from experiments.configs.cifar10 import _cifar10
 from experiments.configs.cifar10.starts import from_calibrated
+from experiments.models.network import Network
 from experiments.models.zoo import NETWORKS
 from experiments.training.config import Data, Experiment, Freezing
 
 CIFAR100 = Data(name="cifar100", train="train[:45000]", validation="train[45000:]")
-NETWORK = NETWORKS["deit_96_cifar10"].with_classes(100)
-WEIGHTS = "runs/cifar100/floats/96/model.safetensors"
-"""Of the float network, from `floats.py`."""
 RATES = {
     "float": (1e-3, 1e-3),
     "uniform": (3e-3, 1e-2),
@@ -23,6 +21,11 @@ RATES = {
 }
 """The best of `rates.py`, for `experiments.configs.cifar10._cifar10.rates`."""
 FREEZING = _cifar10.FREEZING
+
+
+def network(width: int) -> Network:
+    """The DeiT of so many features."""
+    return NETWORKS[f"deit_{width}_cifar10"].with_classes(100)
 
 
 def tuned(method: str) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def fine_tuning(
     seed: int = 0,
     freezing: Freezing = FREEZING,
     data: Data = CIFAR100,
+    width: int = 96,
 ) -> Experiment:
     """As that of CIFAR-10, from codes that are calibrated.
 
@@ -50,6 +54,7 @@ def fine_tuning(
       seed: Of clustering and batches.
       freezing: For "frozen".
       data: Images.
+      width: Of the network from `floats.py`.
     """
     run = dataclasses.replace(
         _cifar10.fine_tuning(
@@ -61,7 +66,7 @@ def fine_tuning(
             rates=rates,
             data=data,
         ),
-        network=NETWORK,
-        weights=WEIGHTS,
+        network=network(width),
+        weights=f"runs/cifar100/floats/{width}/model.safetensors",
     )
     return run if run.compression is None else from_calibrated(run)
