@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssvq_jax.calibration.moments import Moment, Moments
+from ssvq_jax.calibration.products import second_moments
 from ssvq_jax.core.sharding import compiler_sharded, place, replicated, sharding_of
 from ssvq_jax.tree.paths import flatten
 
@@ -108,14 +109,7 @@ def _checked(path: str, moment: Moment, named: dict[str, Any]) -> Array:
 def _product(moment: Moment, gradient: Array) -> Float[Array, "..."]:
     """`G G^T` of one gradient, in the form of the moment's `second`."""
     rows = jnp.asarray(moment.arrange(gradient.astype(jnp.float32)))
+    rows = rows.reshape(-1, *rows.shape[-2:])
     extra = moment.second.ndim - moment.mean.ndim
-    if extra == 0:
-        return jnp.sum(jnp.square(rows), axis=-1)
-    if extra == 2:
-        count, size = moment.second.shape[-3:-1]
-        padding = [(0, 0)] * rows.ndim
-        padding[-2] = (0, count * size - rows.shape[-2])
-        rows = jnp.pad(rows, padding)
-        rows = rows.reshape(*rows.shape[:-2], count, size, rows.shape[-1])
-    transposed = jnp.swapaxes(rows, -1, -2)
-    return jnp.matmul(rows, transposed, precision=jax.lax.Precision.HIGHEST)
+    form = ("diagonal", "full", moment.second.shape[-1])[extra]
+    return second_moments(rows, form).reshape(moment.second.shape)

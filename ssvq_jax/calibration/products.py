@@ -144,7 +144,7 @@ def _sums(
     sizes = tuple(leading[i].size for i in kept)
     count *= math.prod(leading[i].size for i in more)
     x = x.reshape(math.prod(sizes), math.prod(contracted), count)
-    second = _second(x, form)
+    second = second_moments(x, form)
     total = jnp.sum(x, 2, dtype=jnp.float32)
     return key, Sums(
         second.reshape(*sizes, *second.shape[1:]),
@@ -153,7 +153,8 @@ def _sums(
     )
 
 
-def _second(x: Num[Array, "g i n"], form: Form) -> Float[Array, "g ..."]:
+def second_moments(x: Num[Array, "g i n"], form: Form) -> Float[Array, "g ..."]:
+    """Sums of `x x^T` over the last axis, in a form of `Moment.second`."""
     if form == "diagonal":
         return jnp.sum(jnp.square(x.astype(jnp.float32)), 2)
     if form == "full":

@@ -1,6 +1,7 @@
 """What the experiments on CIFAR-100 share: data, float network, chosen options."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.configs.cifar10 import _cifar10
@@ -70,3 +71,20 @@ def fine_tuning(
         weights=f"runs/cifar100/floats/{width}/model.safetensors",
     )
     return run if run.compression is None else from_calibrated(run)
+
+
+def three_epochs(
+    chosen: Mapping[float, Iterable[str]], width: int = 96
+) -> dict[str, Experiment]:
+    """Methods by bits, as METHOD-BITS, and the float network, tuned alike.
+
+    Args:
+      chosen: Methods by bits.
+      width: As of `fine_tuning`.
+    """
+    names = {"float": ("float", 32.0)}
+    names |= {f"{m}-{bits:g}": (m, bits) for bits, own in chosen.items() for m in own}
+    return {
+        name: fine_tuning(method, bits, epochs=3, rates=tuned(method), width=width)
+        for name, (method, bits) in names.items()
+    }

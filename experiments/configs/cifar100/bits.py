@@ -7,19 +7,10 @@ Needs the float network of floats.py. 23 runs of a minute and a half on 2 CPU co
 """
 
 from experiments.configs._methods import at
-from experiments.configs.cifar100._cifar100 import fine_tuning, tuned
+from experiments.configs.cifar100._cifar100 import three_epochs
 from experiments.training.config import Experiment
 
 
 def runs() -> dict[str, Experiment]:
     """METHOD-BITS, and float."""
-    names = {"float": ("float", 32.0)}
-    names |= {
-        f"{method}-{bits:g}": (method, bits)
-        for bits in (1, 1.25, 1.5, 2)
-        for method in (*at(bits), "coded")
-    }
-    return {
-        name: fine_tuning(method, bits, epochs=3, rates=tuned(method))
-        for name, (method, bits) in names.items()
-    }
+    return three_epochs({bits: (*at(bits), "coded") for bits in (1, 1.25, 1.5, 2)})

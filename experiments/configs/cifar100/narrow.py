@@ -7,7 +7,7 @@ With the rates that were chosen for the wider one. Needs the float network of fl
 A minute each on 2 CPU cores.
 """
 
-from experiments.configs.cifar100._cifar100 import fine_tuning, tuned
+from experiments.configs.cifar100._cifar100 import three_epochs
 from experiments.training.config import Experiment
 
 CHOSEN = {1: ("vq", "coded"), 1.25: ("vq", "learned", "coded")}
@@ -15,9 +15,4 @@ CHOSEN = {1: ("vq", "coded"), 1.25: ("vq", "learned", "coded")}
 
 def runs() -> dict[str, Experiment]:
     """METHOD-BITS, and float."""
-    names = {"float": ("float", 32.0)}
-    names |= {f"{m}-{bits:g}": (m, bits) for bits, own in CHOSEN.items() for m in own}
-    return {
-        name: fine_tuning(method, bits, epochs=3, rates=tuned(method), width=64)
-        for name, (method, bits) in names.items()
-    }
+    return three_epochs(CHOSEN, width=64)
