@@ -101,7 +101,11 @@ def paper_recipe(
 
 
 def compression(
-    method: str, bits: float, freezing: Freezing | None = None, **changes: Any
+    method: str,
+    bits: float,
+    freezing: Freezing | None = None,
+    kernels: str = "blocks/.*/kernel",
+    **changes: Any,
 ) -> Compression | None:
     """How a method compresses the kernels of all blocks.
 
@@ -109,6 +113,7 @@ def compression(
       method: One of `TITLES`.
       bits: One of `BITS`, or 1.
       freezing: For "frozen".
+      kernels: Pattern of these kernels' paths.
       **changes: Options of the codec that differ.
 
     Raises:
@@ -116,7 +121,7 @@ def compression(
     """
     if method == "float":
         return None
-    rule = ssvq.Rule("blocks/.*/kernel", _codec(method, bits, **changes))
+    rule = ssvq.Rule(kernels, _codec(method, bits, **changes))
     return Compression(rules=(rule,), freezing=freezing if method == "frozen" else None)
 
 

@@ -44,7 +44,8 @@ class Calibrated:
         self._rules = experiment.compression.rules
         self._options: Calibration = experiment.compression.calibration
         task = experiment.task
-        if self._options.metric == "fisher" and not getattr(task, "logits", False):
+        fisher = self._options.metric != "inputs"
+        if fisher and not getattr(task, "logits", False):
             raise SystemExit(
                 f"metric: the outputs of {type(task).__name__} are no logits to draw "
                 "labels from; leave it out"
@@ -58,17 +59,19 @@ class Calibrated:
         # Layers are fitted to their own batches: what that does is told by others.
         probe = options.probe if options.bits is not None else 0
         apart = -(-probe // self._experiment.optimization.batch)
-        first, second = self._moments(batches, len(batches) - apart)
+        count = len(batches) - apart
+        first, second = self._moments(batches, count)
+        moments = first if second is None else first + second
+        if options.metric != "inputs":
+            find = functools.partial(self._fisher, first, batches[:count], key)
+            found = options.metric, count, *first, self._experiment.seed
+            moments = self._kept("fisher", find, *found)
         rules: Any = self._rules
         if options.bits is not None:
-            probes = batches[len(batches) - apart :]
-            rules = self._allocated(options.bits, first, probes, key)
-        moments = None
-        if options.refine:
-            moments = first if second is None else first + second
-            if options.metric == "fisher":
-                find = functools.partial(self._fisher, moments, batches, key)
-                moments = self._kept("fisher", find, *moments, self._experiment.seed)
+            spread = moments if options.metric == "kronecker" else first
+            rules = self._allocated(options.bits, spread, batches[count:], key)
+        if not options.refine:
+            moments = None
         params = ssvq.compress(program.params, rules, key=key, moments=moments)
         if not options.batch_norm or not program.statistics:
             return params, program.statistics
@@ -112,7 +115,8 @@ class Calibrated:
 
         keys = jax.random.split(key, len(batches))
         gradients = map(functools.partial(gradient, program.params), batches, keys)
-        return ssvq.fisher_factors(moments, gradients)
+        both = self._options.metric == "kronecker"
+        return ssvq.fisher_factors(moments, gradients, outputs=both)
 
     def _allocated(
         self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any
@@ -132,8 +136,8 @@ class Calibrated:
             )
 
         described = self._experiment.describe()["compression"]["rules"]
-        seed = self._experiment.seed
-        found = self._kept("allocation", measure, described, len(probes), seed)
+        seed, factors = self._experiment.seed, self._options.metric == "kronecker"
+        found = self._kept("allocation", measure, described, len(probes), seed, factors)
         return [*found.at(bits), *(x for x in self._rules if x not in candidates)]
 
     def _kept(self, kind: str, make: Callable[[], Any], *parts: Any) -> Any:

@@ -125,9 +125,10 @@ class Calibration:
       refine: Whether codes are found by the outputs' error.
       form: Of the second moments, see `ssvq_jax.calibrate`.
       metric: What an error of the weights is measured by: what the layer's inputs have
-        it do to the layer's outputs, or the Fisher information, what it does to the
-        network's, see `ssvq_jax.fisher_factors`; that takes as long as training on the
-        examples. For codes; bits are spread by the inputs.
+        it do to the layer's outputs; "fisher", what these have it do to the network's;
+        or "kronecker", the same by inputs and outputs. See `ssvq_jax.fisher_factors`;
+        that takes as long as training on the examples. For codes; bits are spread by
+        the inputs, or by both factors.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
 
@@ -136,7 +137,7 @@ class Calibration:
     probe: int = 100
     refine: bool = True
     form: Literal["full", "diagonal"] = "full"
-    metric: Literal["inputs", "fisher"] = dataclasses.field(
+    metric: Literal["inputs", "fisher", "kronecker"] = dataclasses.field(
         default="inputs", metadata=_LATER
     )
     batch_norm: bool = True

@@ -108,7 +108,8 @@ def allocate(
     - `moments`: the share of the variance of a parameter's output that will be error
       after `refine`, see `ssvq_jax.calibration.prediction.output_cost`, summed over
       parameters and slices of stacks. For one that has no moments: its squared error
-      over its squares, the same for inputs without correlation.
+      over its squares, the same for inputs without correlation. Of moments with
+      `outputs`: what the errors do to the loss, see `fisher_factors`.
     - `divergence`: what it says when a parameter alone is compressed, by the candidate
       whose bits a weight are nearest to `bits`. The other candidates of the parameter
       cost that times the ratio of their costs as above.
@@ -138,8 +139,8 @@ def allocate(
     Raises:
       TypeError, ValueError: What `compress` raises; a parameter none of whose
         candidates fits; a budget below what the cheapest choice takes; moments of
-        other shapes, or of no parameter at all; a divergence that is negative or not
-        finite.
+        other shapes, or of no parameter at all, or with `outputs` for some alone where
+        there is no divergence; a divergence that is negative or not finite.
 
     Examples:
       >>> import jax, ssvq_jax as ssvq
@@ -165,6 +166,11 @@ def allocate(
     matched = matching(candidates, named, axis_names(params))
     options = [fitting(row, named[row.path], matched[row.path]) for row in rows]
     _budget(bits, rows, options)  # an error before the work, not after it
+    if moments is not None and divergence is None:
+        tried = [
+            x.path for x, own in zip(rows, options, strict=True) if not _stays(own)
+        ]
+        _require_one_unit(tried, moments)
 
     for i, row in enumerate(rows):
         if _stays(options[i]):
@@ -231,6 +237,17 @@ def _budget(
             f"are for parameters that stay as they are, got {bits}"
         )
     return budget
+
+
+def _require_one_unit(paths: Sequence[str], moments: Mapping[str, Moment]) -> None:
+    """Costs are losses with `outputs`, and shares without."""
+    factored = [x for x in paths if x in moments and moments[x].outputs is not None]
+    others = [path for path in paths if path not in factored]
+    if factored and others:
+        raise ValueError(
+            f"moments: {factored[0]} has outputs and {others[0]} has none: their costs "
+            "are in different units; give a divergence, or moments of one kind"
+        )
 
 
 def _stays(options: Sequence[Option]) -> bool:

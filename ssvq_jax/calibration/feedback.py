@@ -9,16 +9,27 @@ targets that make up for the errors of the others:
   targets and metric of step `b`. This is GPTQ's feedback, read from its other end.
 - in sweeps, for those of all other inputs: coordinate descent,
   `t_b = w_b + H_bb^-1 sum_(j != b) H_bj e_j`, in the metric `H_bb`.
+
+Where errors of outputs count together, too, as `tr(G E^T H E)`, chunks of outputs take
+these steps in turn, each for weights that make up for the errors of other chunks, by
+the same two formulas for `G`. Within a chunk outputs are chosen each for itself. This
+is the two-sided feedback of YAQA (Tseng et al. 2025, arXiv 2505.22988).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssvq_jax.calibration.layout import Layout
+from ssvq_jax.codecs.nearest import Choice
 
+CHUNK = 32
+"""Outputs, at most, that are chosen at once where their errors count together."""
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -35,7 +46,7 @@ class Pass(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The steps of one weight, in the order in which they are taken.
+    """The steps of one side of a weight, in the order in which they are taken.
 
     Attributes:
       order: Which step is taken when: that of largest moments first.
@@ -48,16 +59,23 @@ class Walk(NamedTuple):
     sweep: Pass
 
     @classmethod
-    def plan(cls, second: Float[Array, "g i i"], layout: Layout) -> "Walk":
-        """For damped second moments of the rows of a layout, padding included."""
-        size = layout.step
+    def plan(
+        cls, second: Float[Array, "g i i"], valid: np.ndarray, size: int
+    ) -> "Walk":
+        """The walk over the rows, or columns, of a weight.
+
+        Args:
+          second: Their second moments, damped, those of padding included.
+          valid: `(i,)`, what is no padding.
+          size: Of a step, which divides them.
+        """
         steps = second.shape[1] // size
-        valid = jnp.asarray(layout.inputs >= 0)
+        real = jnp.asarray(valid)
         diagonal = jnp.diagonal(second, axis1=1, axis2=2)
-        moments = jnp.sum(jnp.where(valid[None], diagonal, 0.0), axis=0)
+        moments = jnp.sum(jnp.where(real[None], diagonal, 0.0), axis=0)
         order = jnp.argsort(-jnp.sum(moments.reshape(steps, size), axis=1))
         second = _ordered(_ordered(second, order, 1), order, 2)
-        real = _ordered(valid, order, 0).reshape(steps, 1, size).astype(jnp.float32)
+        real = _ordered(real, order, 0).reshape(steps, 1, size).astype(jnp.float32)
         real = real[:, :, :, None] * real[:, :, None, :]
 
         lower = jax.lax.linalg.cholesky(second[:, ::-1, ::-1])
@@ -75,9 +93,47 @@ class Walk(NamedTuple):
         )
         return cls(order, first, sweep)
 
+    def turn(self, is_first: Any) -> Pass:
+        """What a pass takes: `first` or `sweep`."""
+        choose = functools.partial(jnp.where, is_first)
+        return jax.tree.map(choose, self.first, self.sweep)
+
+
+class Walks(NamedTuple):
+    """How the codes of a weight are chosen.
+
+    Attributes:
+      inputs: The steps.
+      outputs: Chunks of outputs, each of which takes all steps for targets that make up
+        for the errors of other chunks; `None` for all outputs at once.
+    """
+
+    inputs: Walk
+    outputs: Walk | None
+
+    @classmethod
+    def plan(
+        cls,
+        second: Float[Array, "g i i"],
+        outputs: Float[Array, "g o o"] | None,
+        layout: Layout,
+    ) -> "Walks":
+        """For damped second moments of the rows of a layout, and of its outputs."""
+        walk = Walk.plan(second, layout.inputs >= 0, layout.step)
+        size = 0 if outputs is None else outputs.shape[-1]
+        chunks = -(-size // CHUNK)
+        if outputs is None or chunks < 2:
+            return cls(walk, None)
+        width = -(-size // chunks)
+        rest = chunks * width - size
+        valid = np.arange(size + rest) < size
+        padded = jnp.pad(outputs, ((0, 0), (0, rest), (0, rest)))
+        padded += jnp.diag(jnp.float32(~valid))[None]
+        return cls(walk, Walk.plan(padded, valid, width))
+
     def take(
         self,
-        turn: Pass,
+        is_first: Any,
         node: Any,
         layout: Layout,
         weight: Float[Array, "g i o"],
@@ -86,46 +142,117 @@ class Walk(NamedTuple):
         """Choose the codes of all steps.
 
         Args:
-          turn: `first` or `sweep`.
+          is_first: Whether this is a pass from nothing; else it is a sweep.
           node: A compressed weight, of which codebook and scales are taken.
           layout: That of `plan`.
           weight: Rows of the weight.
-          error: Rows of the error that there is: 0 for `first`.
+          error: Rows of the error that there is: 0 for a first pass.
 
         Returns:
           The node with the new codes.
         """
-        steps, size = len(self.order), layout.step
+        order = self.inputs.order
+        turn = self.inputs.turn(is_first)
+        weight, error = (_ordered(x, order, 1) for x in (weight, error))
         scale = None
         if node.scales is not None:
             scale = layout.rows(jnp.broadcast_to(node.scales, layout.shape))
             padding = jnp.asarray(layout.inputs < 0)[None, :, None]
-            scale = self._steps(jnp.where(padding, 1.0, scale), size)
+            scale = _ordered(jnp.where(padding, 1.0, scale), order, 1)
         real = jnp.asarray(layout.inputs >= 0).astype(jnp.float32)[None, :, None]
-        real = self._steps(real, size)
+        real = _ordered(real, order, 1)
 
-        def step(error, now):
-            i, weight, scale, real, spread, metric = now
-            target = weight + jnp.einsum("gis,gio->gso", spread, error, precision=EXACT)
-            unit = target if scale is None else target / scale
-            choice = layout.choose(node, unit, scale, metric)
-            value = layout.slab(node.chosen(choice))
-            value = value if scale is None else value * scale
-            new = real * (weight - value)
-            at = (0, i * size, 0)
-            return jax.lax.dynamic_update_slice(error, new, at), choice
+        def steps(weight, scale, error):
+            return _steps(turn, node, layout, weight, scale, real, error)
 
-        error = _ordered(error, self.order, 1)
-        now = (jnp.arange(steps), self._steps(weight, size), scale, real, *turn)
-        _, choice = jax.lax.scan(step, error, now)
-        back = jnp.argsort(self.order)
+        if self.outputs is None:
+            choice, _ = steps(weight, scale, error)
+        else:
+            across = self.outputs.turn(is_first).spread
+            choice = _by_chunks(steps, self.outputs.order, across, weight, scale, error)
+        back = jnp.argsort(order)
         return layout.put(node, jax.tree.map(lambda x: x[back], choice))
 
-    def _steps(self, rows, size):
-        """Rows by step, in the order of the walk."""
+
+def _steps(
+    turn: Pass,
+    node: Any,
+    layout: Layout,
+    weight: Float[Array, "g i o"],
+    scale: Float[Array, "g i o"] | None,
+    real: Float[Array, "1 i 1"],
+    error: Float[Array, "g i o"],
+) -> tuple[Choice, Float[Array, "g i o"]]:
+    """All steps, one after the other: the choices, and the error that they leave."""
+    count, size = len(turn.spread), layout.step
+
+    def step(error, now):
+        i, weight, scale, real, spread, metric = now
+        target = weight + jnp.einsum("gis,gio->gso", spread, error, precision=EXACT)
+        unit = target if scale is None else target / scale
+        choice = layout.choose(node, unit, scale, metric)
+        value = layout.slab(node.chosen(choice))
+        value = value if scale is None else value * scale
+        new = real * (weight - value)
+        at = (0, i * size, 0)
+        return jax.lax.dynamic_update_slice(error, new, at), choice
+
+    def parts(rows):
         groups, _, outputs = rows.shape
-        steps = rows.reshape(groups, len(self.order), size, outputs)
-        return jnp.swapaxes(steps, 0, 1)[self.order]
+        return jnp.swapaxes(rows.reshape(groups, count, size, outputs), 0, 1)
+
+    scales = None if scale is None else parts(scale)
+    now = (jnp.arange(count), parts(weight), scales, parts(real), *turn)
+    error, choice = jax.lax.scan(step, error, now)
+    return choice, error
+
+
+def _by_chunks(
+    steps: Callable[..., tuple[Choice, Float[Array, "g i c"]]],
+    order: Int[Array, " chunks"],
+    across: Float[Array, "chunks g p c"],
+    weight: Float[Array, "g i o"],
+    scale: Float[Array, "g i o"] | None,
+    error: Float[Array, "g i o"],
+) -> Choice:
+    """Chunks of outputs, one after the other.
+
+    What errors `E_p` of others cost together with a chunk's is what they would cost if
+    the chunk's weights were larger by `sum_p E_p G_pc G_cc^-1` (in a first pass by the
+    same of the factor of `G`): all steps are taken for these weights.
+
+    Returns:
+      What was chosen for all outputs, `(steps, m, o)`.
+    """
+    size = weight.shape[-1]
+    padding = [(0, 0), (0, 0), (0, across.shape[2] - size)]
+
+    def arranged(rows, fill=0.0):
+        return _ordered(jnp.pad(rows, padding, constant_values=fill), order, 2)
+
+    def parts(rows):
+        groups, inputs, _ = rows.shape
+        return rows.reshape(groups, inputs, len(order), -1).transpose(2, 0, 1, 3)
+
+    def chunk(error, now):
+        i, weight, scale, own, spread = now
+        shift = jnp.einsum("gio,goc->gic", error, spread, precision=EXACT)
+        choice, rest = steps(weight + shift, scale, own + shift)
+        at = (0, 0, i * own.shape[-1])
+        return jax.lax.dynamic_update_slice(error, rest - shift, at), choice
+
+    error = arranged(error)
+    scales = None if scale is None else parts(arranged(scale, 1.0))
+    now = (jnp.arange(len(order)), parts(arranged(weight)), scales, parts(error))
+    _, choice = jax.lax.scan(chunk, error, (*now, across))
+    back = jnp.argsort(order)
+
+    def whole(x):
+        """`(chunks, steps, m, c, ...)` to `(steps, m, o, ...)`."""
+        x = jnp.moveaxis(x[back], 0, 2)
+        return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :size]
+
+    return jax.tree.map(whole, choice)
 
 
 def _ordered(x, order, axis):

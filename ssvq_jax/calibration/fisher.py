@@ -1,6 +1,7 @@
 """`fisher_factors`: second moments by what the network's outputs feel."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,14 +15,17 @@ from ssvq_jax.core.sharding import compiler_sharded, place, replicated, sharding
 from ssvq_jax.tree.paths import flatten
 
 
-def fisher_factors(moments: Moments, gradients: Iterable[Any]) -> Moments:
-    """Moments with the inputs' factors of the Fisher information for `second`.
+def fisher_factors(
+    moments: Moments, gradients: Iterable[Any], *, outputs: bool = False
+) -> Moments:
+    """Moments with factors of the Fisher information in place of second moments.
 
     Second moments of inputs tell what an error does to the outputs of its own layer;
     the Fisher information tells what it does to those of the network. Of a weight `W`,
     `(in, out)`, it is near a Kronecker product, whose factor for the inputs is the sum
     of `G G^T` over gradients `G` of `W`: inputs count by how much the loss depends on
-    what they lead to. `refine` and `compress` take it as they take second moments.
+    what they lead to. The outputs' is that of `G^T G`. `refine` and `compress` take
+    them as they take second moments.
 
     Labels have to be drawn from what the network says, not taken from the data: with
     these a network that is always right would have no gradient.
@@ -32,7 +36,11 @@ def fisher_factors(moments: Moments, gradients: Iterable[Any]) -> Moments:
         what is returned.
       gradients: Trees like `params`, one after the other; each the gradient of the loss
         of an example, or of a few, with labels drawn. Their number times `out` bounds
-        the rank of a factor.
+        the rank of the inputs' factor, times `in` that of the outputs'.
+      outputs: Whether the outputs' factors are found, too, `4 * out**2` bytes for every
+        parameter. Codes then make up for errors at other outputs as they do for those
+        at other inputs, where their blocks run along inputs; and `allocate` counts what
+        errors do to the loss.
 
     Returns:
       Moments of the same parameters, in the same form.
@@ -66,9 +74,12 @@ def fisher_factors(moments: Moments, gradients: Iterable[Any]) -> Moments:
     """
     paths = list(moments)
 
-    def add(sums: list[Array], rows: list[Array]) -> list[Array]:
-        new = map(_product, map(moments.__getitem__, paths), rows)
-        return [a + b for a, b in zip(sums, new, strict=True)]
+    def products(rows: list[Array]) -> list[tuple[Array, Array | None]]:
+        found = map(moments.__getitem__, paths)
+        return [_products(*x, outputs) for x in zip(found, rows, strict=True)]
+
+    def add(sums: Any, rows: list[Array]) -> Any:
+        return jax.tree.map(jnp.add, sums, products(rows))
 
     sums, step = None, None
     for tree in gradients:
@@ -77,21 +88,20 @@ def fisher_factors(moments: Moments, gradients: Iterable[Any]) -> Moments:
         if step is None:
             whole = replicated(next(filter(None, map(sharding_of, rows)), None))
             step = jax.jit(compiler_sharded(add, whole), donate_argnums=0)
-            shapes = [jnp.shape(moments[path].second) for path in paths]
-            sums = [place(jnp.zeros(x, jnp.float32), whole) for x in shapes]
+            shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in rows]
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, shapes))
+            sums = jax.tree.map(functools.partial(place, sharding=whole), zeros)
         sums = step(sums, rows)
         del tree, named, rows  # before the next one is made: memory
     if sums is None:
         raise ValueError("gradients: expected at least one, got none")
-    for path, second in zip(paths, sums, strict=True):
-        if not jnp.isfinite(second).all():
+    factors = {}
+    for path, (second, own) in zip(paths, sums, strict=True):
+        if not all(jnp.isfinite(x).all() for x in (second, own) if x is not None):
             raise ValueError(
                 f"{path}: expected finite gradients whose squares float32 can add up"
             )
-    factors = {
-        path: dataclasses.replace(moments[path], second=second)
-        for path, second in zip(paths, sums, strict=True)
-    }
+        factors[path] = dataclasses.replace(moments[path], second=second, outputs=own)
     return Moments(factors, moments.missing)
 
 
@@ -106,10 +116,17 @@ def _checked(path: str, moment: Moment, named: dict[str, Any]) -> Array:
     return gradient
 
 
-def _product(moment: Moment, gradient: Array) -> Float[Array, "..."]:
-    """`G G^T` of one gradient, in the form of the moment's `second`."""
+def _products(
+    moment: Moment, gradient: Array, outputs: bool
+) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+    """`G G^T`, in the form of the moment's `second`, and `G^T G`, of one gradient."""
     rows = jnp.asarray(moment.arrange(gradient.astype(jnp.float32)))
+    groups = rows.shape[:-2]
     rows = rows.reshape(-1, *rows.shape[-2:])
     extra = moment.second.ndim - moment.mean.ndim
     form = ("diagonal", "full", moment.second.shape[-1])[extra]
-    return second_moments(rows, form).reshape(moment.second.shape)
+    second = second_moments(rows, form).reshape(moment.second.shape)
+    if not outputs:
+        return second, None
+    own = second_moments(rows.mT, "full")
+    return second, own.reshape(*groups, *own.shape[1:])

@@ -90,6 +90,13 @@ class Layout:
         both = (real[:, None] & real)[None]
         return jnp.where(both, second[:, index[:, None], index], 0.0)
 
+    def outputs(self, moment: Moment) -> Float[Array, "g o o"] | None:
+        """How errors at the outputs count; `None`: all alike, or blocks across them."""
+        factor = moment.output_factor()
+        if factor is None or not self.along_inputs:
+            return None
+        return factor.reshape(math.prod(self.groups), *factor.shape[-2:])
+
     def rows(self, weight: Num[Array, "*shape"]) -> Num[Array, "g i o"]:
         """Arrange a weight; padded rows are 0."""
         if self.along_inputs:

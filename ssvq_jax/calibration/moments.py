@@ -36,12 +36,16 @@ class Moment:
       count: How many rows were added up, `(*groups,)`, float32; of a convolution those
         of all positions of all images.
       roles: Of every axis of the weight, as numbers of `Role`, int32.
+      outputs: How errors at the outputs count, alone and together, float32
+        `(*groups, out, out)`, of the same trace as `second`: see `fisher_factors`.
+        `None`: all alike.
     """
 
     second: Any
     mean: Any
     count: Any
     roles: Any
+    outputs: Any = None
 
     def diagonal(self) -> Float[Array, "*groups in"]:
         """The diagonal of `second`, in whatever form it is."""
@@ -73,7 +77,7 @@ class Moment:
         return dataclasses.replace(self, second=second)
 
     def __add__(self, other: "Moment") -> "Moment":
-        """Those of the rows of both."""
+        """Those of the rows of both; with outputs, or without, on both sides."""
         count = self.count + other.count
         total = self.count[..., None] * self.mean + other.count[..., None] * other.mean
         return dataclasses.replace(
@@ -81,18 +85,27 @@ class Moment:
             second=self.second + other.second,
             mean=total / jnp.maximum(count, 1)[..., None],
             count=count,
+            outputs=None if self.outputs is None else self.outputs + other.outputs,
         )
+
+    def output_factor(self) -> Float[Array, "*groups out out"] | None:
+        """`outputs` over the trace: `second` and this are the Fisher information's."""
+        if self.outputs is None:
+            return None
+        trace = jnp.sum(self.diagonal(), axis=-1)
+        return self.outputs / jnp.where(trace > 0, trace, 1.0)[..., None, None]
 
     def damping(self, share: float) -> Float[Array, " *groups"]:
         """What to add to the diagonal of `second`, as a share of its mean.
 
         `share + inputs / (2 rows)`: moments of few rows know little of directions that
         these did not take. The factor is EfficientNet-Lite0's, on images left out.
+        Outputs get the same share of theirs.
         """
         return share + self.mean.shape[-1] / (2 * jnp.maximum(self.count, 1))
 
     def importance(self, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-        """The diagonal for every weight of a parameter of this shape.
+        """What an error of every weight counts alone, for a parameter of this shape.
 
         See `ssvq_jax.encode`.
 
@@ -102,6 +115,9 @@ class Moment:
         outputs = math.prod(shape) // max(self.mean.size, 1)
         diagonal = self.diagonal()[..., None]
         matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)
+        factor = self.output_factor()
+        if factor is not None:
+            matrix *= jnp.diagonal(factor, axis1=-2, axis2=-1)[..., None, :]
         return jnp.asarray(self.restore(matrix, shape))
 
     def slice(self, i: int, count: int) -> "Moment":
@@ -112,13 +128,22 @@ class Moment:
         """
         role, roles = int(np.asarray(self.roles)[0]), self.roles[1:]
         if role == Role.GROUP:
-            found = self.second[i], self.mean[i], self.count[i]
-        elif role == Role.OUTPUT or (role == Role.INPUT and count == 1):
-            found = self.second, self.mean, self.count  # all have the same inputs
-        else:
-            raise ValueError("expected moments of every slice of the stack")
-        second, mean, rows = found
-        return Moment(second=second, mean=mean, count=rows, roles=roles)
+            own = None if self.outputs is None else self.outputs[i]
+            return Moment(
+                second=self.second[i],
+                mean=self.mean[i],
+                count=self.count[i],
+                roles=roles,
+                outputs=own,
+            )
+        if role == Role.OUTPUT or (role == Role.INPUT and count == 1):
+            # All have the same inputs, and other outputs each.
+            own = self.outputs
+            if own is not None and role == Role.OUTPUT:
+                size = own.shape[-1] // count
+                own = own[..., i * size : (i + 1) * size, i * size : (i + 1) * size]
+            return dataclasses.replace(self, roles=roles, outputs=own)
+        raise ValueError("expected moments of every slice of the stack")
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` for a weight of other axes, groups or inputs."""
@@ -159,8 +184,21 @@ class Moment:
                 f"expected groups and inputs {self.mean.shape}, got {tuple(sizes)} of "
                 f"shape {shape}"
             )
+        size = math.prod(split[i] for i in parts[Role.OUTPUT])
+        square = (*self.mean.shape[:-1], size, size)
+        if self.outputs is not None and np.shape(self.outputs) != square:
+            raise ValueError(
+                f"expected outputs {square}, got {np.shape(self.outputs)} of shape "
+                f"{shape}"
+            )
         order = [i for part in parts.values() for i in part]
         return split, order, [int(i) for i in np.argsort(order)]
+
+
+def is_moment(leaves: Iterable[str]) -> bool:
+    """Whether names are those of a moment's attributes, with or without `outputs`."""
+    names = {field.name for field in dataclasses.fields(Moment)}
+    return {*leaves, "outputs"} == names
 
 
 def split_axes(
@@ -222,10 +260,11 @@ class Moments(Mapping[str, Moment]):
         Raises:
           ValueError: A tree of something else.
         """
-        names = {field.name for field in dataclasses.fields(Moment)}
         for path, leaves in tree.items():
-            if not isinstance(leaves, Mapping) or set(leaves) != names:
-                raise ValueError(f"{path}: expected {', '.join(sorted(names))}")
+            if not isinstance(leaves, Mapping) or not is_moment(leaves):
+                raise ValueError(
+                    f"{path}: expected second, mean, count, roles, and perhaps outputs"
+                )
         return cls({path: Moment(**leaves) for path, leaves in tree.items()}, missing)
 
     def centered(self) -> "Moments":
@@ -249,7 +288,7 @@ class Moments(Mapping[str, Moment]):
         """Those of the batches of both, of the same function and form.
 
         Raises:
-          ValueError: Other paths or shapes.
+          ValueError: Other paths or shapes; outputs in one of them alone.
         """
         first, second = (
             {path: [*map(jnp.shape, jax.tree.leaves(x[path]))] for path in x}

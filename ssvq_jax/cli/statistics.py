@@ -1,6 +1,5 @@
 """`--statistics`: moments of inputs by the names of a checkpoint's tensors."""
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ssvq_jax.calibration import Moment
+from ssvq_jax.calibration.moments import is_moment
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.export import PackedFile
 from ssvq_jax.export.names import original_name
@@ -36,9 +36,8 @@ class Statistics(Mapping[str, Moment]):
         for name in self._file:
             parent, _, leaf = name.rpartition("/")
             leaves.setdefault(original_name(parent), {})[leaf] = name
-        fields = {field.name for field in dataclasses.fields(Moment)}
         for found in leaves.values():
-            if set(found) != fields:
+            if not is_moment(found):
                 raise ValueError(
                     f"{self.path}: expected what `ssvq.save(file, moments)` writes, "
                     f"got {', '.join(found.values())}"

@@ -259,6 +259,27 @@ def test_moments(rng, key):
             assert row.cost < row.error
 
 
+def test_factors_of_outputs_are_of_all_or_of_none(rng, key):
+    params = {name: jnp.asarray(rng.normal(size=(32, 8)), jnp.float32) for name in "ab"}
+    moments = {name: moment(np.eye(32)) for name in "ab"}
+    factor = dataclasses.replace(moments["a"], outputs=2 * jnp.eye(8))
+    rules = [ssvq.Rule(".", ssvq.Uniform(bits)) for bits in (2, 4)]
+
+    def chosen(factors, **options):
+        found = ssvq.allocate(
+            params, rules, bits=4, key=key, moments={**moments, **factors}, **options
+        )
+        return {rule.pattern: rule.codec.bits for rule in found}
+
+    with pytest.raises(ValueError, match="moments: a has outputs and b has none"):
+        chosen({"a": factor})
+    assert chosen({"a": factor}, divergence=lambda _: 1.0)
+    loud = jax.tree.map(lambda x: 100 * x, factor)
+    loud = dataclasses.replace(factor, second=loud.second, outputs=loud.outputs)
+    assert chosen({"a": factor, "b": loud}) == {"a": 2, "b": 4}
+    assert chosen({"a": loud, "b": factor}) == {"a": 4, "b": 2}
+
+
 def test_an_input_that_is_always_zero(rng, key):
     params = kernels(rng, silent=9.0, other=1.0)
     moments = {"silent": moment(np.zeros((32, 32))), "other": moment(np.eye(32))}

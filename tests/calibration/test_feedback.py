@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssvq_jax.calibration import Role
-from ssvq_jax.calibration.feedback import Walk
+from ssvq_jax.calibration import Role, feedback
+from ssvq_jax.calibration.feedback import Walks
 from ssvq_jax.calibration.layout import Layout
 from ssvq_jax.codecs.nearest import Choice
 
@@ -54,8 +54,12 @@ CASES = {  # shape, roles, groups, axis, block
 
 @pytest.fixture(params=CASES)
 def case(request, rng):
+    return make(request.param, rng)
+
+
+def make(name, rng):
     """A layout, its second moments with padding apart, a weight, its scales."""
-    layout = Layout(*CASES[request.param])
+    layout = Layout(*CASES[name])
     groups = int(np.prod(layout.groups))
     real = layout.inputs >= 0
     second = np.eye(len(real))[None].repeat(groups, 0)
@@ -78,26 +82,29 @@ def steps_of(layout, second, order):
     return [step[real[step]] for step in steps[np.asarray(order)]]
 
 
-def walked(case, turn, error=None):
-    """Targets, what is chosen for them, the weight, all as rows in float64."""
+def walked(case, error=None, outputs=None):
+    """The walks; targets, what is chosen for them, the weight, as rows in float64."""
     layout, second, weight, scales = case
-    walk = Walk.plan(jnp.asarray(second, jnp.float32), layout)
+    second, outputs = jax.tree.map(jnp.float32, (second, outputs))
+    walks = Walks.plan(second, outputs, layout)
     rows = layout.rows(weight)
-    error = jnp.zeros_like(rows) if error is None else error
+    is_first = error is None
+    error = jnp.zeros_like(rows) if is_first else error
     take = jax.jit(
-        lambda walk, rows, error: walk.take(
-            getattr(walk, turn), Rounding(scales), layout, rows, error
+        lambda walks, rows, error: walks.take(
+            is_first, Rounding(scales), layout, rows, error
         )
     )
-    targets = take(walk, rows, error)
+    targets = take(walks, rows, error)
     chosen = jnp.round(2 * targets / scales) / 2 * scales
     arrays = (np.asarray(layout.rows(x), "f8") for x in (targets, chosen, weight))
-    return walk, steps_of(layout, second, walk.order), *arrays
+    return walks, *arrays
 
 
 def test_first_pass(case):
     layout, second, *_ = case
-    walk, steps, targets, chosen, weight = walked(case, "first")
+    (walk, _), targets, chosen, weight = walked(case)
+    steps = steps_of(layout, second, walk.order)
     for group, matrix in enumerate(second):
         error = np.zeros_like(weight[group])
         left = layout.inputs >= 0
@@ -131,7 +138,8 @@ def test_first_pass(case):
 def test_sweep(case, rng):
     layout, second, _, _ = case
     start = layout.rows(jnp.asarray(rng.normal(size=layout.shape), jnp.float32))
-    walk, steps, targets, chosen, weight = walked(case, "sweep", start)
+    (walk, _), targets, chosen, weight = walked(case, start)
+    steps = steps_of(layout, second, walk.order)
     for group, matrix in enumerate(second):
         error = np.asarray(start[group], "f8")
         for i, step in enumerate(steps):
@@ -147,6 +155,49 @@ def test_sweep(case, rng):
             error[step] = weight[group][step] - chosen[group][step]
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "sweep"])
+@pytest.mark.parametrize("name", ["dense", "padded", "stacked", "conv"])
+def test_both_sides(name, is_first, rng, monkeypatch):
+    """Against the whole Kronecker product; 5, 3 and 4 outputs are cut into twos."""
+    monkeypatch.setattr(feedback, "CHUNK", 2)
+    layout, second, weight, scales = case = make(name, rng)
+    groups, size = len(second), layout.rows(weight).shape[-1]
+    outputs = moments(rng, groups, size)
+    start = np.asarray(layout.rows(rng.normal(size=layout.shape)), "f4")
+    found = walked(case, None if is_first else jnp.asarray(start), outputs)
+    (inputs, across), targets, chosen, weight = found
+    steps = steps_of(layout, second, inputs.order)
+    chunks = [np.arange(2 * i, min(2 * i + 2, size)) for i in np.asarray(across.order)]
+    for group in range(groups):
+        matrix = np.kron(second[group], outputs[group])
+        error = np.zeros(matrix.shape[0]) if is_first else start[group].ravel() * 1.0
+        left = np.repeat(layout.inputs >= 0, size)
+        for chunk in chunks:
+            for step in steps:
+                own = (step[:, None] * size + chunk).ravel()
+                # In a first pass all that is left makes up for what was; else all else
+                # is given.
+                free = np.flatnonzero(left) if is_first else own
+                given = (
+                    np.flatnonzero(~left)
+                    if is_first
+                    else (np.setdiff1d(np.arange(len(error)), own))
+                )
+                best = -np.linalg.solve(
+                    matrix[np.ix_(free, free)],
+                    matrix[np.ix_(free, given)] @ error[given],
+                )
+                wanted = weight[group].ravel()[free] - best
+                np.testing.assert_allclose(
+                    targets[group].ravel()[own],
+                    wanted[np.isin(free, own)],
+                    rtol=2e-3,
+                    atol=2e-3,
+                )
+                left[own] = False
+                error[own] = (weight[group] - chosen[group]).ravel()[own]
+
+
 def test_feedback_lowers_the_error_of_rounding(rng):
     layout = Layout(*CASES["dense"])
     x = rng.normal(size=(40, 4)) @ rng.normal(size=(4, 12))
@@ -157,7 +208,7 @@ def test_feedback_lowers_the_error_of_rounding(rng):
         jnp.asarray(rng.normal(size=(12, 5)), jnp.float32),
         jnp.ones((1, 5)),
     )
-    _, _, _, chosen, weight = walked(case, "first")
+    _, _, chosen, weight = walked(case)
 
     def cost(values):
         return np.einsum("gio,gij,gjo->", weight - values, second, weight - values)

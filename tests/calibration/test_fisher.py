@@ -79,15 +79,29 @@ def test_products_of_gradients(form, params, rng):
         np.testing.assert_array_equal(moment.count, moments[path].count)
 
 
+@pytest.mark.parametrize("form", ["full", "diagonal", 4])
+def test_factors_of_outputs(form, params, rng):
+    moments = ssvq.calibrate(apply, params, [floats(rng, 2, 4, 4, 2)], form=form)
+    gradients = [jax.tree.map(lambda w: floats(rng, *w.shape), params) for _ in "abc"]
+    alone = ssvq.fisher_factors(moments, gradients)
+    factors = ssvq.fisher_factors(moments, gradients, outputs=True)
+    for path, moment in factors.items():
+        np.testing.assert_array_equal(moment.second, alone[path].second)
+        rows = [matrices(path, tree[path].astype("f8")) for tree in gradients]
+        expected = sum(g.transpose(0, 2, 1) @ g for g in rows)
+        expected = expected.reshape(*moment.mean.shape[:-1], *expected.shape[1:])
+        np.testing.assert_allclose(moment.outputs, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_gradients(kind, params, rng):
     moments = ssvq.calibrate(apply, params, [floats(rng, 2, 4, 4, 2)])
     gradient = jax.tree.map(lambda w: floats(rng, *w.shape), params)
-    one = ssvq.fisher_factors(moments, [gradient])
+    one = ssvq.fisher_factors(moments, [gradient], outputs=True)
     mesh = jax.make_mesh((2,), ("across",), axis_types=(kind,))
     split = NamedSharding(mesh, P(None, None, None, "across"))
     sharded = {**gradient, "conv": jax.device_put(gradient["conv"], split)}
-    four = ssvq.fisher_factors(moments, [sharded])
+    four = ssvq.fisher_factors(moments, [sharded], outputs=True)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, four
     )
@@ -96,10 +110,15 @@ def test_sharded_gradients(kind, params, rng):
 def test_64_bits_change_nothing(params, rng):
     moments = ssvq.calibrate(apply, params, [floats(rng, 2, 4, 4, 2)])
     gradient = jax.tree.map(lambda w: floats(rng, *w.shape), params)
-    expected = ssvq.fisher_factors(moments, [gradient])
+    expected = ssvq.fisher_factors(moments, [gradient], outputs=True)
     with jax.enable_x64(True):
-        found = ssvq.fisher_factors(moments, [gradient])
-    assert {x.second.dtype.name for x in found.values()} == {"float32"}
+        found = ssvq.fisher_factors(moments, [gradient], outputs=True)
+    assert {
+        x.dtype.name
+        for m in found.values()
+        for x in (m.second, m.outputs)
+        if x is not None
+    } == {"float32"}
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -152,3 +171,6 @@ def test_what_gradients_have_to_be(rng):
         ssvq.fisher_factors(moments, [{**params, "b": floats(rng, 2, 2)}])
     with pytest.raises(ValueError, match="^b: expected finite gradients"):
         ssvq.fisher_factors(moments, [params, {**params, "b": np.full((3, 2), 1e30)}])
+    large = np.full((3, 2), 1.2e19, np.float32)  # outputs add up three, inputs two
+    with pytest.raises(ValueError, match="^b: expected finite gradients"):
+        ssvq.fisher_factors(moments, [{**params, "b": large}], outputs=True)

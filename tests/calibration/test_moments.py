@@ -189,8 +189,34 @@ def test_rules_that_are_none(params):
         ssvq.calibrate(two_layers, params, [], rules=KERNELS[1])
 
 
-def test_save_and_load(params, rng, tmp_path):
+def test_factors_of_outputs_add_up_and_are_cut_with_their_weights(rng):
+    w = floats(rng, 3, 4, 5)  # three layers, once of the same inputs, once of their own
+    own, same = (
+        ssvq.calibrate(function, w, [floats(rng, *shape)])
+        for function, shape in (
+            (lambda w, x: jnp.einsum("lni,lio->lno", x, w), (3, 7, 4)),
+            (lambda w, x: jnp.einsum("ni,lio->lno", x, w), (7, 4)),
+        )
+    )
+    for moments in (own, same):
+        one = ssvq.fisher_factors(moments, [w], outputs=True)[""]
+        two = ssvq.fisher_factors(moments, [w, w], outputs=True)[""]
+        np.testing.assert_allclose((one + one).outputs, two.outputs, rtol=1e-6)
+        for i, layer in enumerate(w):
+            cut = one.slice(i, 3)
+            np.testing.assert_allclose(
+                cut.outputs, layer.T @ layer, rtol=1e-5, atol=1e-6
+            )
+            both = np.sum(layer**2, axis=0) * np.asarray(cut.diagonal())[:, None]
+            both = both / np.sum(cut.diagonal())
+            np.testing.assert_allclose(cut.importance((4, 5)), both, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_save_and_load(outputs, params, rng, tmp_path):
     moments = ssvq.calibrate(two_layers, params, [floats(rng, 7, 6)])
+    if outputs:
+        moments = ssvq.fisher_factors(moments, [params], outputs=True)
     file = tmp_path / "moments.safetensors"
     ssvq.save(file, moments, metadata={"missing": moments.missing})
     missing = ssvq.load(file, lazy=True).metadata["missing"]
@@ -201,7 +227,7 @@ def test_save_and_load(params, rng, tmp_path):
         moments
     )
     assert "first/kernel" in repr(loaded)
-    with pytest.raises(ValueError, match="first: expected count, mean, roles, second"):
+    with pytest.raises(ValueError, match="first: expected second, mean, count, roles"):
         ssvq.Moments.from_tree(params)
 
 

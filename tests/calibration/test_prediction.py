@@ -119,6 +119,36 @@ def test_one_input_and_one_output(rng):
     assert cost(np.array([[0.3]])) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("groups", [(), (3,)], ids=["one", "three"])
+def test_factors_of_the_fisher_information(groups, rng):
+    gradients = rng.normal(size=(*groups, 20, 5, 3)) * np.geomspace(0.2, 2, 3)
+    weight, error = rng.normal(size=(2, *groups, 5, 3))
+    roles = (*(Role.GROUP for _ in groups), Role.INPUT, Role.OUTPUT)
+    second = np.einsum("...nio,...njo->...ij", gradients, gradients)
+    outputs = np.einsum("...nio,...nip->...op", gradients, gradients)
+    factors = dataclasses.replace(
+        moment(second, "full", roles), outputs=jnp.asarray(outputs, jnp.float32)
+    )
+
+    def mean(x):
+        share = 0.1 + 5 / (2 * ROWS)
+        x = x + share * np.trace(x) / len(x) * np.eye(len(x))
+        return np.linalg.det(x) ** (1 / len(x))
+
+    triples = zip(
+        second.reshape(-1, 5, 5),
+        outputs.reshape(-1, 3, 3),
+        error.reshape(-1, 5, 3),
+        strict=True,
+    )
+    expected = sum(
+        np.sum(e**2) * mean(h) * mean(g) / np.trace(g) for h, g, e in triples
+    )
+    assert output_cost(factors, weight)(error) == pytest.approx(expected, rel=1e-4)
+    silent = dataclasses.replace(factors, outputs=0 * factors.outputs)
+    assert output_cost(silent, weight)(error) == 0
+
+
 def test_inputs_or_weights_that_are_all_zero(rng):
     weight = rng.normal(size=(4, 3))
     for form in ("full", "diagonal", 3):

@@ -13,6 +13,7 @@ import ssvq_jax as ssvq
 import ssvq_jax.linen
 import ssvq_jax.nnx
 from ssvq_jax.calibration import Moment, Role
+from ssvq_jax.calibration.feedback import CHUNK
 from ssvq_jax.calibration.layout import Layout
 from ssvq_jax.core.sign_codes import nearest_word
 
@@ -113,6 +114,34 @@ def test_the_more_is_done_the_better(params, plain, x):
     assert quadratic(damped, params, eye) <= 1.05 * quadratic(plain, params, eye)
 
 
+@pytest.mark.parametrize("outputs", [1, 31, 80])
+@pytest.mark.parametrize("scaled", [None, "float16"])
+def test_outputs_that_count_together(outputs, scaled, rng, key, x):
+    params = {"w": jnp.asarray(rng.normal(size=(27, outputs)), jnp.float32)}
+    codec = ssvq.SSVQ(6, 4, channel_scale=scaled)
+    plain = ssvq.compress(params, [ssvq.Rule("w", codec)], key=key)
+    alike = moment(x.T @ x)
+    y = rng.normal(size=(200, 1 + outputs // 8)) @ rng.normal(
+        size=(1 + outputs // 8, outputs)
+    )
+    own = y.T @ y / outputs + 0.1 * np.eye(outputs)
+    together = dataclasses.replace(alike, outputs=jnp.asarray(own, jnp.float32))
+    costs = []
+    for found in (alike, together):
+        stored = ssvq.decode(ssvq.finalize(ssvq.refine(plain, params, {"w": found})))
+        error = np.asarray(params["w"], "f8") - np.asarray(stored["w"], "f8")
+        costs.append(np.einsum("io,ij,jp,po->", error, x.T @ x, error, own))
+    # Up to a chunk they are chosen at once, each for itself: but fitted together.
+    assert costs[1] < (0.7 if outputs > CHUNK else 1.001) * costs[0]
+
+
+def test_outputs_that_are_not_finite(params, plain, x):
+    broken = jnp.full((12, 12), jnp.nan)
+    bad = dataclasses.replace(moment(x.T @ x), outputs=broken)
+    with pytest.raises(ValueError, match="^w: moments of outputs: expected"):
+        ssvq.refine(plain, params, {"w": bad})
+
+
 def test_training_goes_on_and_the_rest_stays(params, plain, x, key):
     params = {**params, "b": jnp.ones(3), "v": params["w"]}
     rules = [ssvq.Rule("w|v", CODEC)]
@@ -179,7 +208,8 @@ def test_compress_with_moments(params, x, key):
     chex.assert_trees_all_equal(found, ssvq.refine(tree, params, moments))
 
 
-def test_codebook_and_scales_are_those_of_least_squares(rng, key, monkeypatch):
+@pytest.mark.parametrize("sides", [1, 2])
+def test_codebook_and_scales_are_those_of_least_squares(sides, rng, key, monkeypatch):
     monkeypatch.setattr(module, "_ITERATIONS", 60)
     codec = ssvq.VQ(3, 4, channel_scale="float32")
     weight = jnp.asarray(rng.normal(size=(14, 6)), jnp.float32)
@@ -193,6 +223,11 @@ def test_codebook_and_scales_are_those_of_least_squares(rng, key, monkeypatch):
         return rows - layout.rows(node.values(jnp.dtype("float32")))
 
     root = np.linalg.cholesky(np.asarray(second.second, "f8"))
+    outputs, other = None, np.eye(6)
+    if sides == 2:
+        y = floats(rng, 40, 6)
+        outputs = jnp.asarray(y.T @ y + np.eye(6, dtype="f4"))[None]
+        other = np.linalg.cholesky(np.asarray(outputs[0], "f8"))
 
     def expected(node, name):
         """Of the error weighted with a root of the moments, all in float64."""
@@ -200,11 +235,12 @@ def test_codebook_and_scales_are_those_of_least_squares(rng, key, monkeypatch):
             lambda x: node.replace(**{name: x}).values(jnp.dtype("float32"))
         )
         basis = np.asarray(values(getattr(node, name)), "f8").reshape(14, 6, -1)
-        basis = np.einsum("ij,iop->jop", root, basis).reshape(14 * 6, -1)
-        target = np.einsum("ij,io->jo", root, np.asarray(weight, "f8")).ravel()
+        basis = np.einsum("ij,iop,oq->jqp", root, basis, other).reshape(14 * 6, -1)
+        target = (root.T @ np.asarray(weight, "f8") @ other).ravel()
         return np.linalg.lstsq(basis, target)[0]
 
-    fitted = module._fit(node, error, layout.second(second))
+    metric = module._Metric(layout.second(second), outputs)
+    fitted = module._fit(node, error, metric)
     codebook = expected(node, "codebook").reshape(3, 4)
     np.testing.assert_allclose(fitted.codebook, codebook, rtol=2e-3, atol=2e-3)
     scale = expected(node.replace(codebook=fitted.codebook), "channel_scale")

@@ -1,5 +1,6 @@
 """`ssvq compress --statistics`: moments of a checkpoint's tensors."""
 
+import dataclasses
 import json
 
 import jax
@@ -36,7 +37,7 @@ def checkpoint(tensors, tmp_path):
 
 @pytest.fixture
 def moments(tensors, rng):
-    """Of two of the kernels, found in the layout that they have."""
+    """Of two of the kernels, one with outputs, in the layout that they have."""
 
     def apply(params, x):
         numbers = ("NCHW", "OIHW", "NCHW")
@@ -48,7 +49,9 @@ def moments(tensors, rng):
     x = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 32))
     images = rng.normal(size=(2, 12, 5, 5))
     inputs = jnp.asarray(x, jnp.float32), jnp.asarray(images, jnp.float32)
-    return ssvq.calibrate(apply, tensors, [inputs])
+    found = ssvq.calibrate(apply, tensors, [inputs])
+    factors = ssvq.fisher_factors(found, [tensors], outputs=True)
+    return ssvq.Moments({CONV: found[CONV], DENSE: factors[DENSE]})
 
 
 def test_the_same_as_the_library(checkpoint, tensors, moments, tmp_path, ssvq_command):
@@ -124,6 +127,9 @@ def test_files_that_do_not_fit(checkpoint, tensors, moments, tmp_path, ssvq_comm
     )
     error = refused(ssvq.Moments({DENSE: flax["w"]}))
     assert f"{DENSE}: expected groups and inputs (32,), got (48,)" in error
+    wrong = dataclasses.replace(moments[DENSE], outputs=jnp.ones((40, 40)))
+    error = refused(ssvq.Moments({DENSE: wrong}))
+    assert f"{DENSE}: expected outputs (48, 48), got (40, 40)" in error
     assert f"writes, got {CONV}" in refused({CONV: tensors[CONV]})
     assert f"writes, got {DENSE}/second" in refused({DENSE: {"second": jnp.ones(3)}})
     save_file(tensors, file)

@@ -1,5 +1,6 @@
 """What the experiments on COCO's images share: data, networks, rules."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -9,6 +10,7 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.configs.calibrated._calibrated import CANDIDATES
+from experiments.data.augmentation import SceneAugmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, InstanceSegmentation, Segmentation, Task
 from experiments.training.config import (
@@ -28,6 +30,11 @@ TASKS: dict[str, Task] = {
     "yolox_nano_masks": InstanceSegmentation(),
 }
 """By the networks that learned them."""
+# No other sizes: batch norms take their means from these images.
+_AUGMENTED: dict[str, Task] = {
+    "yolox_nano": Detection(flip=True),
+    "deeplabv3_mnv2_050": Segmentation(augmentation=SceneAugmentation(flip=True)),
+}
 _TRAINED = {"yolox_nano_masks": "runs/coco/instances/float/model.safetensors"}
 """Weights that are made here, by instances.py."""
 # Convolutions of blocks and necks; then depthwise ones, stem and prediction layers,
@@ -79,13 +86,50 @@ def calibrated(network: str, method: str, bits: float) -> Experiment:
     Args:
       network: One of `TASKS`.
       method: One of `CANDIDATES`.
-      bits: Stored bits a weight of all that these compete for.
+      bits: Stored bits a weight of all that these compete for. UQ's least is 2 and a
+        step for every channel: at 2 bits there is nothing to spread.
     """
+    codecs, spread = CANDIDATES[method], bits
+    if method == "uniform" and bits == 2:
+        codecs, spread = (ssvq.Uniform(2),), None
     return tested(
         network,
         Compression(
-            rules=rules(network, CANDIDATES[method]),
-            calibration=Calibration(bits=bits, probe=40),
+            rules=rules(network, codecs),
+            calibration=Calibration(bits=spread, probe=40),
+        ),
+    )
+
+
+def tuned(
+    network: str,
+    method: str,
+    bits: float,
+    rate: float,
+    *,
+    epochs: float = 10,
+    data: Data = DATA,
+) -> Experiment:
+    """From calibrated codes, without labels: the float outputs are matched.
+
+    Args:
+      network: One of "yolox_nano" and "deeplabv3_mnv2_050".
+      method: As of `calibrated`.
+      bits: As of `calibrated`.
+      rate: Of everything: weights that are not compressed, codebooks, steps, signs.
+      epochs: Passes over the images.
+      data: These.
+    """
+    return dataclasses.replace(
+        calibrated(network, method, bits),
+        task=_AUGMENTED[network],
+        data=data,
+        optimization=Optimization(
+            epochs=epochs,
+            batch=20,
+            rate=rate,
+            codebook_rate=rate,
+            sign_rate=rate,
         ),
     )
 

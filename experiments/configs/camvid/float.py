@@ -1,0 +1,36 @@
+"""DeepLab-V3 on MobileNet-V2 0.5 for CamVid: street scenes of 11 classes.
+
+python -m experiments.unfold ../shared/models/deeplabv3_mnv2_050.safetensors \
+    runs/deeplabv3_mnv2_050_unfolded.safetensors --network deeplabv3_mnv2_050 \
+    --task segmentation --dataset coco/2017_panoptic+coco/2017_instances \
+    --split train --batch 20 --data-dir ../shared/tfds
+python -m experiments.compress experiments/configs/camvid/float.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+All of it is trained, from Pascal VOC's weights but for the prediction layer, which
+starts at random: 30 epochs of 367 images at 0.75 to 2 times the network's size,
+mirrored.
+"""
+
+from experiments.data.augmentation import SceneAugmentation
+from experiments.models.zoo import NETWORKS
+from experiments.tasks import Segmentation
+from experiments.training.config import Data, Experiment, Optimization
+
+TASK = Segmentation(augmentation=SceneAugmentation(scale=(0.75, 2.0), flip=True))
+NETWORK = NETWORKS["deeplabv3_mnv2_050_unfolded"].with_classes(11)
+DATA = Data(name="camvid", validation="validation")
+
+
+def runs() -> dict[str, Experiment]:
+    """The float network."""
+    return {
+        "float": Experiment(
+            task=TASK,
+            network=NETWORK,
+            data=DATA,
+            optimization=Optimization(epochs=30, batch=16, rate=1e-3),
+            weights="runs/deeplabv3_mnv2_050_unfolded.safetensors",
+            fresh="logits_semantic/.*",
+        )
+    }
