@@ -61,8 +61,8 @@ def measure(model: pathlib.Path, codewords: int) -> records.Record:
     with tempfile.TemporaryDirectory() as folder:
         packed = pathlib.Path(folder, "packed")
         sizes = f"--codewords={codewords}", f"--block={BLOCK}"
-        report = _ssvq("compress", model, packed, *sizes)
-        _ssvq("verify", packed, "--against", model)
+        report = ssvq_command("compress", model, packed, *sizes)
+        ssvq_command("verify", packed, "--against", model)
     theory = sum(_theory(row, codewords) for row in report["parameters"]) / 8
     return {
         "model": model.stem,
@@ -75,7 +75,12 @@ def measure(model: pathlib.Path, codewords: int) -> records.Record:
     }
 
 
-def _ssvq(*arguments: Any) -> dict[str, Any]:
+def ssvq_command(*arguments: Any) -> dict[str, Any]:
+    """What a command of `ssvq` says with `--json`.
+
+    Raises:
+      RuntimeError: It failed.
+    """
     command = [sys.executable, "-m", "ssvq_jax.cli", *map(str, arguments), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

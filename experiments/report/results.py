@@ -21,6 +21,7 @@ _MEASUREMENTS = {
     "cifar10/dominance": "python -m experiments.measurements.dominance --data-dir DIR",
     "accelerator": "python -m experiments.measurements.accelerator",
     "sizes": "python -m experiments.measurements.sizes",
+    "tokens": "python -m experiments.measurements.tokens CHECKPOINT",
     "codebooks": "python -m experiments.measurements.codebooks",
     "benchmarks": "python -m experiments.benchmarks",
 }

@@ -255,6 +255,7 @@ def llama(
     mlp: int = 1536,
     vocabulary: int = 49_152,
     context: int = 512,
+    tied: bool = True,
 ) -> list[MatMul]:
     """One token of a Llama-like decoder at batch 1; by default SmolLM2-135M's sizes.
 
@@ -267,6 +268,7 @@ def llama(
       vocabulary: Outputs of the last product.
       context: Tokens that attention looks back at; their keys and values, int8, come
         from main memory.
+      tied: Whether the embedding is the last product's weight, too.
     """
     size = width // heads
     shared = key_value_heads * size
@@ -299,8 +301,46 @@ def llama(
             name = f"{layer}.{part}"
             weights = f"{name}.weight"
             products.append(MatMul(name, 1, inputs, outputs, 1, weights, elements))
-    name = "model.embed_tokens.weight"  # tied embeddings
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
     return [*products, MatMul("lm_head", 1, width, vocabulary, 1, name)]
+
+
+def llama_of(
+    shapes: Mapping[str, Sequence[int]], head: int = 64, context: int = 512
+) -> list[MatMul]:
+    """One token of the Llama whose parameters have these names and shapes.
+
+    Args:
+      shapes: Of Hugging Face's `LlamaForCausalLM`, PyTorch's layout.
+      head: Features of a head of attention.
+      context: As of `llama`.
+
+    Raises:
+      ValueError: Parameters that are missing, or of other shapes.
+    """
+    names = "model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"
+    names = *names, "model.layers.0.mlp.gate_proj.weight"
+    for name in names:
+        if len(shapes.get(name, ())) != 2:
+            raise ValueError(f"{name}: expected two axes; no Llama of Hugging Face")
+    (vocabulary, width), (shared, _), (mlp, _) = (shapes[name] for name in names)
+    depth = sum(name.endswith(".self_attn.k_proj.weight") for name in shapes)
+    whole = width % head == 0 and shared % head == 0
+    if min(vocabulary, width, shared, mlp) < 1 or not whole:
+        raise ValueError(
+            f"expected a Llama with heads of {head}, got {width} features, {shared} "
+            f"of keys, {mlp} of the MLP and {vocabulary} tokens"
+        )
+    return llama(
+        width,
+        depth,
+        width // head,
+        shared // head,
+        mlp,
+        vocabulary,
+        context,
+        tied="lm_head.weight" not in shapes,
+    )
 
 
 models = {

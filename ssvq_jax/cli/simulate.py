@@ -38,8 +38,8 @@ def simulate(
     Args:
       file: Packed file of a checkpoint of PyTorch with the model's own names: timm's,
         for llama those of Hugging Face.
-      model: What the products are. vit takes its sizes from the file; llama is one
-        token of SmolLM2-135M with 512 before it.
+      model: What the products are. vit and llama take their sizes from the file; llama
+        is one token, with 512 before it and heads of 64 features.
       image: Height and width of the input in pixels, for convolutional networks; 224.
       preset: Machine to start from.
       bandwidth: Bytes per cycle of main memory; inf for unlimited.
@@ -95,6 +95,8 @@ def _workload(
         raise ValueError(f"--image: of no use for {model}; leave it out")
     if model == "vit":
         return accelerator.workloads.vit_of(_shapes(packed))
+    if model == "llama":
+        return accelerator.workloads.llama_of(_shapes(packed))
     build: Any = accelerator.workloads.models[model]
     return build() if image is None else build(image)
 

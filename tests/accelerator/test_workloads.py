@@ -111,3 +111,26 @@ def test_models():
         acc.workloads.vit(192, 1, 5)
     with pytest.raises(ValueError, match="heads: expected at least 1"):
         acc.workloads.vit(192, 1, 0)
+
+
+def test_a_llama_by_its_shapes():
+    def shapes(workload):
+        """PyTorch's layout, of what `llama` says."""
+        return {p.weights: (p.n, p.k) for p in workload if p.weights}
+
+    tied = acc.workloads.llama()
+    assert acc.workloads.llama_of(shapes(tied)) == tied
+    small = acc.workloads.llama(128, 2, 2, 1, 256, 100, tied=False)
+    found = shapes(small) | {"model.embed_tokens.weight": (100, 128)}
+    assert acc.workloads.llama_of(found) == small
+    assert "lm_head.weight" in shapes(small)
+    narrow = acc.workloads.llama(128, 2, 4, 2, 256, 100, 7, tied=False)
+    assert acc.workloads.llama_of(found, head=32, context=7) == narrow
+    name = "model.layers.0.self_attn.k_proj.weight"
+    without = {x: shape for x, shape in found.items() if x != name}
+    for wrong in (without, {**found, name: (64,)}):
+        with pytest.raises(ValueError, match=f"{name}: expected two axes; no Llama"):
+            acc.workloads.llama_of(wrong)
+    for wrong in ({name: (96, 128)}, {name: (0, 128)}, {name: (-64, 128)}):
+        with pytest.raises(ValueError, match="expected a Llama with heads of 64, got"):
+            acc.workloads.llama_of({**found, **wrong})
