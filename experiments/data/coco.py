@@ -46,6 +46,15 @@ def open_split(
         raise SystemExit(
             f"{name}: expected images with objects, got {', '.join(sorted(features))}"
         )
+    lacking = {"image", "image/id"} - features
+    if "objects" in features:
+        own = set(builder.info.features["objects"].feature)
+        lacking |= {"bbox", "label", "is_crowd"} - own
+        lacking |= set() if own & {"area", "mask"} else {"area"}
+    if lacking:  # Pascal VOC's objects, say
+        raise SystemExit(
+            f"{name}: expected COCO's features, without {', '.join(sorted(lacking))}"
+        )
     if masks and not features & {"panoptic_objects"} and not _has_masks(builder):
         raise SystemExit(f"{name}: expected objects with masks")
     source, split = open_source(builder, name, split)

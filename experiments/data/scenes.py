@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.batches import Example, Split
-from experiments.data.coco import segments
+from experiments.data.coco import CLASSES, segments
 from experiments.data.images import builder_of_files, open_source
 
 UNLABELLED = 255
@@ -37,6 +37,9 @@ _VOC = {
     6: 19,  # train
     62: 20,  # tv monitor
 }
+
+_COCO_PANOPTIC = 133
+"""Labels of COCO's panoptic sets, things and stuff."""
 
 # Road, sidewalk, building, wall, fence, pole, traffic light and sign, vegetation,
 # terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
@@ -96,7 +99,10 @@ class Scenes(Sequence[Example]):
         example = self.source[index]
         place = f"{self.name}: example {index}"
         image = colored(place, example.get("image", example.get("image_left")))
-        labels = self.read(example)
+        try:
+            labels = self.read(example)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         if labels.shape != image.shape[:2]:
             raise ValueError(
                 f"{place}: expected labels of the image's shape {image.shape[:2]}, "
@@ -150,7 +156,7 @@ def _panoptic(example: Any) -> np.ndarray:
     labels = np.full(found.shape, UNLABELLED, np.uint8)
     objects = example["panoptic_objects"]
     for identity, label in zip(objects["id"], objects["label"], strict=True):
-        labels[found == identity] = _VOC.get(int(label), 0)
+        labels[found == identity] = _voc(label, _COCO_PANOPTIC)
     return labels
 
 
@@ -159,8 +165,21 @@ def _instances(example: Any) -> np.ndarray:
     labels = np.zeros(example["image"].shape[:2], np.uint8)
     objects = example["objects"]
     for mask, label in zip(objects["mask"], objects["label"], strict=True):
-        labels[np.asarray(mask)[..., 0] > 0] = _VOC.get(int(label), 0)
+        drawn = np.asarray(mask)[..., 0] > 0
+        if drawn.shape != labels.shape:
+            raise ValueError(
+                f"expected a mask of the image's shape {labels.shape}, got "
+                f"{drawn.shape}"
+            )
+        labels[drawn] = _voc(label, CLASSES)
     return labels
+
+
+def _voc(label: Any, classes: int) -> int:
+    """Pascal VOC's class for one of COCO's labels."""
+    if not 0 <= label < classes:
+        raise ValueError(f"expected labels of 0 to {classes - 1}, got {label}")
+    return _VOC.get(int(label), 0)
 
 
 _SETS: dict[str, tuple[int, Callable[[Any], np.ndarray]]] = {

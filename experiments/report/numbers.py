@@ -40,7 +40,7 @@ def gap(
     theirs: Run | Sequence[Run],
     beyond: tuple[Run | Sequence[Run], Run | Sequence[Run]] | None = None,
 ) -> Gap:
-    """Difference in accuracy, image by image, between means over seeds.
+    """Difference in accuracy between means over seeds, its interval image by image.
 
     Args:
       ours: A run, or those of one method with different seeds.
@@ -48,16 +48,21 @@ def gap(
       beyond: Another two, whose difference is taken off.
     """
 
-    def between(one: Run | Sequence[Run], other: Run | Sequence[Run]) -> np.ndarray:
+    def between(
+        one: Run | Sequence[Run], other: Run | Sequence[Run]
+    ) -> tuple[float, np.ndarray]:
         first, second = (
-            np.mean([x.each for x in _runs(r)], axis=0) for r in (one, other)
+            (np.mean([x.accuracy for x in runs]), np.mean([x.each for x in runs], 0))
+            for runs in (_runs(one), _runs(other))
         )
-        return first - second
+        return float(first[0] - second[0]), first[1] - second[1]
 
-    difference = between(ours, theirs)
+    # Of AP and the like the mean over images is another one: that of a jackknife.
+    mean, each = between(ours, theirs)
     if beyond is not None:
-        difference = difference - between(*beyond)
-    return Gap(float(np.mean(difference)), half_width(difference))
+        less, other = between(*beyond)
+        mean, each = mean - less, each - other
+    return Gap(mean, half_width(each))
 
 
 def half(run: Run) -> float:

@@ -59,6 +59,9 @@ def test_objects_of_the_plain_form_and_images_without_any():
     np.testing.assert_allclose(one["boxes"], [[4, 1, 20, 5]])
     assert one["labels"] == [7] and one["crowd"] == [True] and one["area"] == [33]
     assert none["boxes"].shape == (0, 4) and none["labels"].shape == (0,)
+    other = {"image": image, "image/id": 5, "objects": {**objects, "label": [80]}}
+    with pytest.raises(ValueError, match="image 5: label: expected 0 to 79, got 80"):
+        _objects(other)
 
 
 def test_what_cannot_be_read_says_why(tmp_path):

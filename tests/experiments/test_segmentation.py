@@ -133,6 +133,27 @@ def test_wrong_scenes_say_why():
         _scenes(np.zeros((4, 6, 2), np.uint8), labels)[0]
     with pytest.raises(ValueError, match="uint8 or uint16, got float32"):
         _scenes(image.astype("f4"), labels)[0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "label", "why"),
+    [((6, 4), 0, r"shape \(4, 6\), got \(6, 4\)"), ((4, 6), 80, "0 to 79, got 80")],
+)
+def test_wrong_instances_say_why(mask, label, why):
+    objects = {"mask": [np.ones((*mask, 1), np.uint8)], "label": [label]}
+    example = {"image": np.zeros((4, 6, 3), np.uint8), "objects": objects}
+    split = scenes.Scenes("set", [example], scenes._instances, 21)
+    with pytest.raises(ValueError, match=f"set: example 0: expected .*{why}"):
+        split[0]
+
+
+def test_a_panoptic_label_that_there_is_not():
+    image = np.zeros((4, 6, 3), np.uint8)
+    objects = {"id": [0], "label": [133]}
+    example = {"image": image, "panoptic_image": image, "panoptic_objects": objects}
+    split = scenes.Scenes("set", [example], scenes._panoptic, 21)
+    with pytest.raises(ValueError, match="expected labels of 0 to 132, got 133"):
+        split[0]
     with pytest.raises(SystemExit, match="none: expected a set with classes of pixels"):
         TASK.open("none", None, None)
 
@@ -210,15 +231,17 @@ def test_pictures_of_image_files(tmp_path):
     Image.fromarray(gray).save(files[0])
     deep.save(files[1])
     Image.fromarray(gray).convert("RGBA").save(files[2])
-    network = NETWORKS["deeplabv3_mnv2_050"]
+    name = "deeplabv3_mnv2_050"
+    network = NETWORKS[name].with_classes(11)
     weights = pathlib.Path(tiny.weights(tmp_path, network))
     options = evaluate.Options(
-        network.name,
+        name,
         weights,
         task="segmentation",
         show=tmp_path / "pictures",
         beside=weights,
         images=files,
+        classes=11,
     )
     assert evaluate.main(options) == 0
     found = [pictures.read(tmp_path / f"pictures/{index}.png") for index in range(3)]
@@ -230,6 +253,9 @@ def test_pictures_of_image_files(tmp_path):
         ({"task": "classification"}, "classification draws no pictures"),
         ({"images": (weights,)}, "--images: .*cannot identify"),
         ({"show": None}, "expected --show DIR"),
+        ({"images": (), "beside": None}, "--classes: expected a number above 0, and"),
+        ({"classes": 0}, "--classes: expected a number above 0"),
+        ({"classes": None}, "expected shape"),
     ):
         with pytest.raises(SystemExit, match=why):
             evaluate.main(dataclasses.replace(options, **changes))
