@@ -152,6 +152,34 @@ def test_points_in_shard_map(kind, rng, key):
         assert_same(found, ssvq.fit_codebook(points, 32, key=key))
 
 
+def test_points_that_are_sharded(kind, rng, key):
+    points = rng.normal(size=(1000, 4)).astype(np.float32)
+    importance = rng.uniform(size=1000).astype(np.float32)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2)
+    sharded, weights = (
+        jax.device_put(x, NamedSharding(mesh, P(("x", "y"))))
+        for x in (points, importance)
+    )
+    expected = ssvq.fit_codebook(points, 32, key=key, importance=importance)
+    # Under `jit` the importance is a constant on several devices.
+    fit = functools.partial(ssvq.fit_codebook, codewords=32, key=key)
+    fit = jax.jit(functools.partial(fit, importance=weights))
+    found = fit(sharded)
+    assert_same(found, expected)
+    assert found[1].sharding.spec == P(("x", "y"))
+    assert "all-gather(" not in fit.lower(sharded).compile().as_text()
+    start = {"init": points[:32], "iterations": 2}
+    found = ssvq.fit_codebook(sharded, 32, key=key, **start)
+    assert_same(found, ssvq.fit_codebook(points, 32, key=key, **start))
+    # Rows that devices do not divide: all have all.
+    odd = jax.device_put(points[:999], NamedSharding(mesh, P(None, "y")))
+    found = ssvq.fit_codebook(odd, 32, key=key, **start)
+    assert_same(found, ssvq.fit_codebook(points[:999], 32, key=key, **start))
+    broken = weights / 0
+    with pytest.raises(ValueError, match="importance: expected finite values"):
+        jax.jit(lambda: ssvq.fit_codebook(points, 8, key=key, importance=broken))()
+
+
 def test_a_codebook_a_device_in_shard_map(kind, rng, key):
     weight = rng.normal(size=(4, 16, 8)).astype(np.float32)
     mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))

@@ -23,13 +23,13 @@ def require_finite(name: str, x: Array) -> None:
         return
     # On CPUs with NumPy: a program for every shape takes longer to compile.
     xp: Any = np if _is_on_host(x) else jnp
-    values = xp.asarray(x)
-    with np.errstate(all="ignore"):
+    # At once, also where a constant is met under `jit`.
+    with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
+        values = xp.asarray(x)
         if xp.isfinite(xp.sum(values, dtype=xp.float32)):
             return  # then every summand is finite, too
-    finite = xp.isfinite(values)
-    if not finite.all():
-        bad = int((~finite).sum())
+        bad = int((~xp.isfinite(values)).sum())
+    if bad:
         raise ValueError(
             f"{name}: expected finite values, got {bad} NaN or infinite of {x.size}"
         )
@@ -50,7 +50,8 @@ def require_representable(name: str, x: Array) -> None:
     if isinstance(x, Tracer):
         return
     xp: Any = np if _is_on_host(x) else jnp
-    largest = float(xp.max(xp.abs(xp.asarray(x))))
+    with jax.ensure_compile_time_eval():
+        largest = float(xp.max(xp.abs(xp.asarray(x))))
     limits = jnp.finfo(jnp.float32)
     if largest > float(limits.max):
         raise ValueError(
@@ -70,14 +71,15 @@ def out_of_range(x: Array, dtype: str, stack: int = 0) -> str | None:
 
     That of any slice, where so many leading axes are a stack's.
     """
-    largest = largest_of(x, stack)
-    if isinstance(largest, Tracer):
+    if isinstance(x, Tracer):
         return None
+    with jax.ensure_compile_time_eval():
+        largest = np.asarray(largest_of(x, stack))
     limits = jnp.finfo(dtype)
-    if jnp.any(largest > float(limits.max)):
+    if np.any(largest > float(limits.max)):
         return "overflows"
     below = (largest > 0) & (largest < float(limits.tiny))
-    return "underflows" if jnp.any(below) else None
+    return "underflows" if np.any(below) else None
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -101,8 +103,12 @@ def as_array(x: ArrayLike) -> Array:
 def require_nonnegative(name: str, x: Array) -> None:
     """Raise `ValueError` if a concrete `x` is not finite and non-negative."""
     require_finite(name, x)
-    if not isinstance(x, Tracer) and jnp.any(x < 0):
-        raise ValueError(f"{name}: expected values >= 0, got {float(jnp.min(x))}")
+    if isinstance(x, Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        least = float(jnp.min(x, initial=0))
+    if least < 0:
+        raise ValueError(f"{name}: expected values >= 0, got {least}")
 
 
 def checked_importance(

@@ -2,10 +2,12 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
@@ -18,7 +20,15 @@ from ssvq_jax.core.checks import (
     require_nonnegative,
 )
 from ssvq_jax.core.lloyd import lloyd, padded_count
-from ssvq_jax.core.sharding import WHOLE, Shards
+from ssvq_jax.core.sharding import (
+    WHOLE,
+    Shards,
+    mesh_axes,
+    place,
+    replicate,
+    replicated,
+    split_sharding,
+)
 from ssvq_jax.core.units import find_units, normalize
 
 ITERATIONS = 100
@@ -46,6 +56,9 @@ def fit_codebook(
     algorithm. A codeword that no point chooses is reseeded at the point that is
     farthest from its own; a coordinate that no weight reaches keeps its value. The
     result is never NaN. Computed in float32; stops early once nothing changes.
+
+    Points that are sharded along `n`, evenly, are clustered where they lie: codes are
+    sharded as they are, and sums alone pass between devices.
 
     Args:
       points: `(n, d)`, any floating dtype.
@@ -126,6 +139,13 @@ def fit_codebook(
         require_finite("init", start)
         if starts > 1:
             raise ValueError(f"starts: expected 1 with a codebook, got {starts}")
+    if not names and isinstance(points, jax.Array):
+        split = split_sharding(points, (1, dim))
+        if split is not None:
+            options = _Options(codewords, iterations, starts)
+            return _fit_parts(points, importance, start, key, options, split)
+        points = replicate(points)
+        importance = None if importance is None else replicate(jnp.asarray(importance))
     padded, weights = jax.jit(pad_points)(points, importance)
     codebook, codes, inertia = fit_padded(
         padded,
@@ -139,6 +159,60 @@ def fit_codebook(
         shards=Shards((total,), (names,)) if names else WHOLE,
     )
     return codebook, codes[:count], inertia
+
+
+class _Options(NamedTuple):
+    """The arguments of `fit_codebook` that are known before there is a program."""
+
+    codewords: int
+    iterations: int
+    starts: int
+
+
+def _fit_parts(
+    points: Array,
+    importance: Any,
+    start: Any,
+    key: Key,
+    options: _Options,
+    split: NamedSharding,
+) -> tuple[Array, Array, Array]:
+    """`fit_codebook` where every device has points of its own, the rows of `split`."""
+    rows = NamedSharding(split.mesh, PartitionSpec(split.spec[0]))
+    points = place(points, rows)
+    if importance is not None:
+        importance = place(jnp.asarray(importance), rows)
+    if start is not None:
+        start = place(jnp.asarray(start), replicated(split))
+    if not isinstance(key, Tracer):  # it may be on a single device
+        key = place(jnp.asarray(key), replicated(split))
+    return _of_parts(points, importance, start, key, options, split)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _of_parts(points, importance, start, key, options, split):
+    axes = mesh_axes(split.spec[0])
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+
+    def fit(points, importance, start, key):
+        return fit_codebook(
+            points,
+            options.codewords,
+            key=key,
+            importance=importance,
+            iterations=options.iterations,
+            init="k-means++" if start is None else start,
+            starts=options.starts,
+            axis_name=axes,
+        )
+
+    parts = jax.shard_map(
+        fit,
+        mesh=split.mesh,
+        in_specs=(rows, rows, whole, whole),
+        out_specs=(whole, rows, whole),
+    )
+    return parts(points, importance, start, key)
 
 
 def pad_points(
