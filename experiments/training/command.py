@@ -19,6 +19,9 @@ from experiments.training.terminal import Flag, bars
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.page import page, read_steps
 
+_SILENT = 30
+"""Seconds after which a process that says nothing counts as lost."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -80,7 +83,11 @@ def execute(options: Options, compressing: bool) -> None:
         )
     if options.distributed:
         jax.distributed.initialize(
-            options.coordinator, options.processes, options.process
+            options.coordinator,
+            options.processes,
+            options.process,
+            heartbeat_timeout_seconds=_SILENT,
+            shutdown_timeout_seconds=_SILENT,
         )
     known = config.load(options.config)
     runs = _selected(options, known)
@@ -110,7 +117,16 @@ def execute(options: Options, compressing: bool) -> None:
     results = {}
     with bars(console) as progress:
         for name, experiment in runs.items():
-            results[name] = run(experiment, folder / name, execution, progress)
+            try:
+                results[name] = run(experiment, folder / name, execution, progress)
+            except jax.errors.JaxRuntimeError as error:
+                if jax.process_count() == 1:
+                    raise
+                raise SystemExit(
+                    f"{name}: process {jax.process_index()} of {jax.process_count()} "
+                    f"has lost the others ({str(error).splitlines()[0]}). Start all "
+                    "of them again: the run goes on from its last checkpoint"
+                ) from error
             if jax.process_index() == 0:
                 _write_page(folder / name)
     if jax.process_index() == 0:

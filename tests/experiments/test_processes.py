@@ -91,20 +91,37 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
     assert curves[0] == curves[1] and len(curves[0]) == 60
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
-    tiny.execute(experiment, one, devices=4)
+def _pair(folder, output):
+    """Two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     options = ("--distributed", "--coordinator", address, "--processes", "2")
     options += ("--parallel", "fully_sharded")
-    processes = [
-        _start(_command(tmp_path, two, *options, "--process", str(i)), devices=2)
+    return [
+        _start(_command(folder, output, *options, "--process", str(i)), devices=2)
         for i in range(2)
     ]
-    _finish(*processes)
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    """Also where one of them is killed, which ends the other soon, with a reason."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
+    tiny.execute(experiment, one, devices=4)
+    metrics = two / "config" / "run" / "metrics.jsonl"
+    processes = _pair(tmp_path, two)
+    while all(x.poll() is None for x in processes) and len(read(metrics)) < 15:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].communicate()
+    try:
+        output, _ = processes[0].communicate(timeout=60)
+    finally:
+        processes[0].kill()
+    assert processes[0].returncode > 0
+    assert "process 0 of 2 has lost the others" in " ".join(output.split()), output
+    _finish(*_pair(tmp_path, two))
     two = two / "config" / "run"
     results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
     assert results[1]["device"].startswith("4 ")

@@ -1,5 +1,6 @@
 """Runs of experiments: what they learn, write, and take up again."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -78,6 +79,28 @@ def test_four_devices_give_the_loss_curve_of_one(parallel, tmp_path):
     one, four = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "four")
     assert len(one) == 40
     np.testing.assert_allclose(one, four, rtol=2e-5)
+
+
+@pytest.mark.parametrize("parallel", ["data", "fully_sharded"])
+def test_a_run_goes_on_with_other_devices(parallel, tmp_path, monkeypatch):
+    experiment = tiny.compressed(tmp_path)
+    tiny.execute(experiment, tmp_path / "one")
+    write = Log.write
+    for devices, last in ((8, 13), (4, 26), (2, None)):
+
+        def stop(log, step, *arguments, last=last, **values):
+            if step == last:
+                raise KeyboardInterrupt
+            write(log, step, *arguments, **values)
+
+        monkeypatch.setattr(Log, "write", stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            tiny.execute(
+                experiment, tmp_path / "many", devices=devices, parallel=parallel
+            )
+    one, many = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "many")
+    assert len(many) == len(one) == 40
+    np.testing.assert_allclose(one, many, rtol=2e-5)
 
 
 def test_sharding_divides_what_is_large():
