@@ -12,14 +12,24 @@ import pytest
 import scipy.special
 import sklearn.metrics
 import tensorflow_datasets as tfds
+from flax import nnx
 from PIL import Image
 
+import ssvq_jax as ssvq
 from experiments import evaluate
 from experiments.data import scenes
 from experiments.data.augmentation import SceneAugmentation
-from experiments.data.batches import NotPreparedError
+from experiments.data.batches import NotPreparedError, Split
+from experiments.models.network import ImageNetwork
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Segmentation, pictures
+from experiments.training.config import (
+    Calibration,
+    Compression,
+    Data,
+    Experiment,
+    Optimization,
+)
 from tests.experiments import tiny
 from tests.shared import shared
 
@@ -215,6 +225,55 @@ def test_scores_of_coco(capsys):
     assert found["images"] == 100
     assert found["miou"] == pytest.approx(0.360, abs=0.001)
     assert found["pixels"] == pytest.approx(0.8416, abs=0.001)
+
+
+class _Pixels(nnx.Module):
+    def __init__(self, classes, rngs):
+        self.hidden = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+        self.logits = nnx.Conv(16, classes, (1, 1), rngs=rngs)
+
+    def __call__(self, images):
+        return self.logits(nnx.relu(self.hidden(images)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Halves(Segmentation):
+    def open(self, name, split, data_dir):
+        del data_dir
+        rng = np.random.default_rng(0)
+        examples = []
+        for _ in range(8):
+            labels = np.repeat(rng.integers(0, 2, (1, 8)), 8, 0).astype(np.uint8)
+            image = 200 * np.stack([labels] * 3, -1)
+            labels[0] = scenes.UNLABELLED
+            examples.append({"image": image, "labels": labels})
+        return Split(f"{name} {split}", examples, 2)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("distill", [False, True], ids=["labels", "distilled"])
+def test_a_compressed_network_is_tuned_and_scored(distill, tmp_path):
+    network = ImageNetwork(name="pixels", make=_Pixels, size=8, classes=2)
+    augmentation = SceneAugmentation(scale=(0.8, 1.5), flip=True)
+    experiment = Experiment(
+        task=_Halves(augmentation=augmentation),
+        network=network,
+        data=Data(name="halves", validation="validation"),
+        optimization=Optimization(epochs=40, batch=4, rate=0.03, codebook_rate=0.03),
+        weights=tiny.weights(tmp_path, network),
+        compression=Compression(
+            rules=(ssvq.Rule("hidden/kernel", ssvq.SSVQ(4, 3)),),
+            calibration=Calibration(),
+        ),
+        distill=distill,
+    )
+    result = tiny.execute(experiment, tmp_path / "run", devices=2)
+    losses = tiny.losses(tmp_path / "run")
+    assert result["steps"] == 80 and np.mean(losses[-8:]) < np.mean(losses[:8])
+    if not distill:  # a random network has nothing to teach
+        assert result["test"]["miou"] > max(0.9, result["before"]["miou"])
+        assert result["validation"]["pixels"] > 0.9
+    assert (tmp_path / "run" / "model.ssvq.safetensors").exists()
 
 
 def test_pictures_of_image_files(tmp_path):
