@@ -86,8 +86,8 @@ class Options:
     images: tuple[pathlib.Path, ...] = ()
     """With --show: image files to show instead; nothing is scored."""
     classes: int | None = None
-    """With --images: how many the network tells apart, where it was trained for others
-    than at first; else those of the data set."""
+    """With --images: how many the checkpoint tells apart, where it was trained for a
+    data set other than the network's own, such as 11 for CamVid."""
 
 
 def main(options: Options) -> int:

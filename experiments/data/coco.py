@@ -53,7 +53,7 @@ def open_split(
         lacking |= set() if own & {"area", "mask"} else {"area"}
     if lacking:  # Pascal VOC's objects, say
         raise SystemExit(
-            f"{name}: expected COCO's features, without {', '.join(sorted(lacking))}"
+            f"{name}: expected COCO's features, it lacks {', '.join(sorted(lacking))}"
         )
     if masks and not features & {"panoptic_objects"} and not _has_masks(builder):
         raise SystemExit(f"{name}: expected objects with masks")

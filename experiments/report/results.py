@@ -118,7 +118,7 @@ class Run(Numbers):
 
     @functools.cached_property
     def each(self) -> np.ndarray:
-        """What the accuracy is the mean of: see `Task.each`."""
+        """Numbers whose spread gives the accuracy's interval: see `Task.each`."""
         return records.unpack(self["each"])
 
 

@@ -87,7 +87,6 @@ def execute(options: Options, compressing: bool) -> None:
             options.processes,
             options.process,
             heartbeat_timeout_seconds=_SILENT,
-            shutdown_timeout_seconds=_SILENT,
         )
     known = config.load(options.config)
     runs = _selected(options, known)
@@ -120,12 +119,13 @@ def execute(options: Options, compressing: bool) -> None:
             try:
                 results[name] = run(experiment, folder / name, execution, progress)
             except jax.errors.JaxRuntimeError as error:
-                if jax.process_count() == 1:
+                reason = str(error).splitlines()[0]
+                if jax.process_count() == 1 or reason.startswith("RESOURCE_EXHAUSTED"):
                     raise
                 raise SystemExit(
                     f"{name}: process {jax.process_index()} of {jax.process_count()} "
-                    f"has lost the others ({str(error).splitlines()[0]}). Start all "
-                    "of them again: the run goes on from its last checkpoint"
+                    f"has lost the others, or failed ({reason}). Start all of them "
+                    "again: the run goes on from its last checkpoint"
                 ) from error
             if jax.process_index() == 0:
                 _write_page(folder / name)

@@ -124,11 +124,11 @@ class Calibration:
         when one parameter alone is compressed; 0 for predicted errors.
       refine: Whether codes are found by the outputs' error.
       form: Of the second moments, see `ssvq_jax.calibrate`.
-      metric: What an error of the weights is measured by: what the layer's inputs have
-        it do to the layer's outputs; "fisher", what these have it do to the network's;
-        or "kronecker", the same by inputs and outputs. See `ssvq_jax.fisher_factors`;
-        that takes as long as training on the examples. For codes; bits are spread by
-        the inputs, or by both factors.
+      metric: What errors of the weights are measured by. "inputs": what they do to the
+        layer's outputs. "fisher": what they do to the network's, by the factor of the
+        layer's inputs; "kronecker": by those of its inputs and outputs, which spread
+        bits, too. See `ssvq_jax.fisher_factors`: it takes as long as training on the
+        examples, without those of `probe`.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
 

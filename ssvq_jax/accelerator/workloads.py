@@ -316,7 +316,9 @@ def llama_of(
       context: As of `llama`.
 
     Raises:
-      ValueError: Parameters that are missing, or of other shapes.
+      ValueError: Embedding, or keys or gate of the first layer, that are missing or of
+        other axes; heads that do not divide features and keys, or keys that do not
+        divide the features.
     """
     names = "model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"
     names = *names, "model.layers.0.mlp.gate_proj.weight"
@@ -325,8 +327,8 @@ def llama_of(
             raise ValueError(f"{name}: expected two axes; no Llama of Hugging Face")
     (vocabulary, width), (shared, _), (mlp, _) = (shapes[name] for name in names)
     depth = sum(name.endswith(".self_attn.k_proj.weight") for name in shapes)
-    whole = width % head == 0 and shared % head == 0
-    if min(vocabulary, width, shared, mlp) < 1 or not whole:
+    sizes = head, vocabulary, width, shared, mlp
+    if min(sizes) < 1 or width % head or shared % head or width % shared:
         raise ValueError(
             f"expected a Llama with heads of {head}, got {width} features, {shared} "
             f"of keys, {mlp} of the MLP and {vocabulary} tokens"

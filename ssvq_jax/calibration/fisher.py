@@ -38,7 +38,8 @@ def fisher_factors(
         of an example, or of a few, with labels drawn. Their number times `out` bounds
         the rank of the inputs' factor, times `in` that of the outputs'.
       outputs: Whether the outputs' factors are found, too, `4 * out**2` bytes for every
-        parameter. Codes then make up for errors at other outputs as they do for those
+        parameter, or group of one: leave heads of large vocabularies out of `moments`.
+        Codes then make up for errors at other outputs as they do for those
         at other inputs, where their blocks run along inputs; and `allocate` counts what
         errors do to the loss.
 
@@ -91,8 +92,9 @@ def fisher_factors(
             shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in rows]
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, shapes))
             sums = jax.tree.map(functools.partial(place, sharding=whole), zeros)
-        sums = step(sums, rows)
-        del tree, named, rows  # before the next one is made: memory
+        # Before the next one is made: memory.
+        sums = jax.block_until_ready(step(sums, rows))
+        del tree, named, rows
     if sums is None:
         raise ValueError("gradients: expected at least one, got none")
     factors = {}

@@ -77,7 +77,13 @@ class Moment:
         return dataclasses.replace(self, second=second)
 
     def __add__(self, other: "Moment") -> "Moment":
-        """Those of the rows of both; with outputs, or without, on both sides."""
+        """Those of the rows of both.
+
+        Raises:
+          ValueError: Outputs in one of them alone.
+        """
+        if (self.outputs is None) != (other.outputs is None):
+            raise ValueError("expected outputs in both moments, or in none")
         count = self.count + other.count
         total = self.count[..., None] * self.mean + other.count[..., None] * other.mean
         return dataclasses.replace(
@@ -112,6 +118,7 @@ class Moment:
         Raises:
           ValueError: A shape of other axes, groups or inputs.
         """
+        self.check(shape)
         outputs = math.prod(shape) // max(self.mean.size, 1)
         diagonal = self.diagonal()[..., None]
         matrix = jnp.repeat(jnp.asarray(diagonal), outputs, axis=-1)

@@ -19,13 +19,12 @@ def output_cost(
     Error feedback moves the error of the weights `E` into the directions that inputs
     have least of, so that of the outputs is near `|E|^2 det(H)^(1/in)` instead of
     `tr(E^T H E)`, where `H` is the second moment of the inputs, damped as `refine`
-    does. That is divided by `tr(W^T H W)`, the sum of the
-    squared outputs; both are summed over groups. For blocks of `H`, and its diagonal,
-    `H` is 0 outside.
+    does. That is divided by `tr(W^T H W)`, the sum of the squared outputs; both are
+    summed over groups. For blocks of `H`, and its diagonal, `H` is 0 outside.
 
     With factors `H` and `G` of the Fisher information it is what the error does to the
     loss, in one unit for all parameters: near `|E|^2 det(H)^(1/in) det(G)^(1/out)`,
-    where the trace of `G` is 1.
+    with `G` of `Moment.output_factor`.
 
     Args:
       moment: Moments of the inputs, or factors.

@@ -73,13 +73,13 @@ def out_of_range(x: Array, dtype: str, stack: int = 0) -> str | None:
     """
     if isinstance(x, Tracer):
         return None
-    with jax.ensure_compile_time_eval():
-        largest = np.asarray(largest_of(x, stack))
     limits = jnp.finfo(dtype)
-    if np.any(largest > float(limits.max)):
-        return "overflows"
-    below = (largest > 0) & (largest < float(limits.tiny))
-    return "underflows" if np.any(below) else None
+    with jax.ensure_compile_time_eval():
+        largest = largest_of(x, stack)
+        if jnp.any(largest > float(limits.max)):
+            return "overflows"
+        below = (largest > 0) & (largest < float(limits.tiny))
+        return "underflows" if jnp.any(below) else None
 
 
 @functools.partial(jax.jit, static_argnums=1)

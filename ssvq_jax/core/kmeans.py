@@ -57,8 +57,9 @@ def fit_codebook(
     farthest from its own; a coordinate that no weight reaches keeps its value. The
     result is never NaN. Computed in float32; stops early once nothing changes.
 
-    Points that are sharded along `n`, evenly, are clustered where they lie: codes are
-    sharded as they are, and sums alone pass between devices.
+    Points that are sharded are clustered where they lie, split evenly along `n`, and so
+    are their codes: nothing but sums, samples and the candidates for reseeding passes
+    between devices. Under `jax.vmap` over a sharded axis they are gathered.
 
     Args:
       points: `(n, d)`, any floating dtype.
@@ -73,9 +74,8 @@ def fit_codebook(
         `iterations`, on the sample; the one with the least error there goes on with
         all points.
       axis_name: Inside of `jax.shard_map`, the mesh axes over which points are split,
-        as many on every device: one codebook for the points of all devices. Nothing
-        but sums, samples and the candidates for reseeding passes between them. `key`
-        and `init` have to be the same on all of them.
+        as many on every device: one codebook for the points of all devices. `key` and
+        `init` have to be the same on all of them.
 
     Returns:
       `(codebook, codes, inertia)`: `(k, d)` float32; `(n,)` int32, the codeword of
@@ -139,7 +139,7 @@ def fit_codebook(
         require_finite("init", start)
         if starts > 1:
             raise ValueError(f"starts: expected 1 with a codebook, got {starts}")
-    if not names and isinstance(points, jax.Array):
+    if not names:
         split = split_sharding(points, (1, dim))
         if split is not None:
             options = _Options(codewords, iterations, starts)

@@ -131,6 +131,6 @@ def test_a_llama_by_its_shapes():
     for wrong in (without, {**found, name: (64,)}):
         with pytest.raises(ValueError, match=f"{name}: expected two axes; no Llama"):
             acc.workloads.llama_of(wrong)
-    for wrong in ({name: (96, 128)}, {name: (0, 128)}, {name: (-64, 128)}):
+    for wrong in ((96, 128), (0, 128), (-64, 128), (256, 128)):
         with pytest.raises(ValueError, match="expected a Llama with heads of 64, got"):
-            acc.workloads.llama_of({**found, **wrong})
+            acc.workloads.llama_of({**found, name: wrong})

@@ -202,6 +202,10 @@ def test_factors_of_outputs_add_up_and_are_cut_with_their_weights(rng):
         one = ssvq.fisher_factors(moments, [w], outputs=True)[""]
         two = ssvq.fisher_factors(moments, [w, w], outputs=True)[""]
         np.testing.assert_allclose((one + one).outputs, two.outputs, rtol=1e-6)
+        with pytest.raises(ValueError, match="outputs in both moments, or in none"):
+            one + moments[""]
+        with pytest.raises(ValueError, match=r"expected outputs \(.*\), got"):
+            one.importance((3, 4, 6))
         for i, layer in enumerate(w):
             cut = one.slice(i, 3)
             np.testing.assert_allclose(

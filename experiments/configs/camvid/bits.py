@@ -3,7 +3,7 @@
 python -m experiments.compress experiments/configs/camvid/bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
-Rules and candidates are those of coco/bits.py. Calibrated on the 367 training images,
+Rules and candidates are those of coco/bits.py. Calibrated on 360 training images,
 without their labels; the 233 of the test split test.
 """
 

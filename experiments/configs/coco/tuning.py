@@ -5,7 +5,8 @@ python -m experiments.compress experiments/configs/coco/tuning.py \
 
 The networks of bits.py, calibrated as there and tuned for ten epochs on the same 180
 training images, to match the float network's outputs. "before" is the score of the
-codes. UQ at 2 bits has one codec for all kernels.
+codes. UQ at 2 bits has one codec for all kernels. Not run here yet, no more than
+tuning_rates.py: rates are the best of two that were tried for VQ alone.
 """
 
 from experiments.configs.calibrated.bits import LEAST
@@ -13,8 +14,7 @@ from experiments.configs.coco._coco import tuned
 from experiments.configs.coco.bits import NETWORKS
 from experiments.training.config import Experiment
 
-RATES = {"uniform": 1e-4, "vq": 1e-4, "mvq": 1e-4, "coded": 1e-4}
-"""The best of tuning_rates.py."""
+RATES = {"uniform": 3e-5, "vq": 3e-5, "mvq": 3e-5, "coded": 3e-5}
 BITS = (1.5, 2, 3)
 
 

@@ -4,7 +4,8 @@ python -m experiments.compress experiments/configs/coco/tuning_rates.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Calibrated and tuned on 144 of the training images for five epochs, judged on the other
-36. Bits are spread by predicted errors here: quicker than to measure them.
+36. Bits are spread by predicted errors here: quicker than to measure them. Not run here
+yet as a whole.
 """
 
 import dataclasses
