@@ -5,6 +5,7 @@
 
 Runs `ssvq compress` on the checkpoint with each method, the embedding at 8 bits, and
 simulates one token of each file with 512 before it; writes tokens.jsonl and the page.
+Three minutes on 2 CPU cores.
 """
 
 import dataclasses
