@@ -79,5 +79,6 @@ pixels `deit_SIZE_384`), of `tf_efficientnet_liteN` those of `efficientnet_liteN
 and scale otherwise, under the same names of parameters: which one a checkpoint is
 cannot be told from the file. Images are cut by `crop` for all of them; timm crops
 less where networks are large, so its accuracies differ a little. Those of DeepLab,
-on Pascal VOC's 21 classes, have the names of TensorFlow's scopes, joined by dots.
+on Pascal VOC's 21 classes, have the names of TensorFlow's scopes, joined by dots;
+torchvision has no DeepLab-V3 on MobileNet-V2.
 """

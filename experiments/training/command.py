@@ -1,8 +1,10 @@
 """The command line that `train.py` and `compress.py` share."""
 
 import dataclasses
+import os
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -122,11 +124,15 @@ def execute(options: Options, compressing: bool) -> None:
                 reason = str(error).splitlines()[0]
                 if jax.process_count() == 1 or reason.startswith("RESOURCE_EXHAUSTED"):
                     raise
-                raise SystemExit(
+                progress.stop()
+                print(
                     f"{name}: process {jax.process_index()} of {jax.process_count()} "
                     f"has lost the others, or failed ({reason}). Start all of them "
-                    "again: the run goes on from its last checkpoint"
-                ) from error
+                    "again: the run goes on from its last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # an orderly end would wait for the others
             if jax.process_index() == 0:
                 _write_page(folder / name)
     if jax.process_index() == 0:
