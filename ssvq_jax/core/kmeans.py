@@ -25,8 +25,8 @@ from ssvq_jax.core.sharding import (
     Shards,
     mesh_axes,
     place,
-    replicate,
     replicated,
+    sharding_of,
     split_sharding,
 )
 from ssvq_jax.core.units import find_units, normalize
@@ -141,11 +141,10 @@ def fit_codebook(
             raise ValueError(f"starts: expected 1 with a codebook, got {starts}")
     if not names:
         split = split_sharding(points, (1, dim))
+        split = split or replicated(sharding_of(points) or sharding_of(importance))
         if split is not None:
             options = _Options(codewords, iterations, starts)
             return _fit_parts(points, importance, start, key, options, split)
-        points = replicate(points)
-        importance = None if importance is None else replicate(jnp.asarray(importance))
     padded, weights = jax.jit(pad_points)(points, importance)
     codebook, codes, inertia = fit_padded(
         padded,
@@ -177,8 +176,8 @@ def _fit_parts(
     options: _Options,
     split: NamedSharding,
 ) -> tuple[Array, Array, Array]:
-    """`fit_codebook` where every device has points of its own, the rows of `split`."""
-    rows = NamedSharding(split.mesh, PartitionSpec(split.spec[0]))
+    """`fit_codebook` where every device has the rows of `split`, or all of them."""
+    rows = NamedSharding(split.mesh, PartitionSpec(_rows(split)))
     points = place(points, rows)
     if importance is not None:
         importance = place(jnp.asarray(importance), rows)
@@ -189,9 +188,14 @@ def _fit_parts(
     return _of_parts(points, importance, start, key, options, split)
 
 
+def _rows(split: NamedSharding) -> tuple[str, ...]:
+    """The mesh axes that rows are split over."""
+    return mesh_axes(split.spec[0]) if split.spec else ()
+
+
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _of_parts(points, importance, start, key, options, split):
-    axes = mesh_axes(split.spec[0])
+    axes = _rows(split)
     rows, whole = PartitionSpec(axes), PartitionSpec()
 
     def fit(points, importance, start, key):
