@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.configs._methods import compression
+from experiments.configs._methods import compression, recompressed
 from experiments.configs.cifar10 import _cifar10
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Language
@@ -48,15 +48,16 @@ def fine_tuning(
       data: Text.
     """
     own: dict[str, Any] = _cifar10.rates(method, *rates)
-    chosen = compression(method, bits, Freezing(), kernels="model/layers/.*/kernel")
-    if chosen is not None:
-        calibration = Calibration(examples=256, probe=0)
-        chosen = dataclasses.replace(chosen, calibration=calibration)
-    return dataclasses.replace(
+    run = dataclasses.replace(
         FLOAT,
         data=data,
         optimization=dataclasses.replace(FLOAT.optimization, epochs=epochs, **own),
         weights="runs/language/books/float/model.safetensors",
-        compression=chosen,
+        compression=compression(
+            method, bits, Freezing(), kernels="model/layers/.*/kernel"
+        ),
         seed=seed,
     )
+    if run.compression is None:
+        return run
+    return recompressed(run, calibration=Calibration(examples=256, probe=0))

@@ -7,9 +7,9 @@ python -m experiments.compress experiments/configs/language/smollm2.py \
 All 210 linear kernels; the embedding, which is the head, too, has 8 bits. From the
 weights alone, and calibrated on 64 windows of the validation text: error feedback with
 one codec for all kernels, by the moments of their inputs or by Fisher factors, or with
-bits spread by predicted errors. Fisher factors take 24 GB of memory and five minutes.
-The first 16 windows of 512 tokens test. The weights come from 4 bits: that is what
-"float" is here. 44 runs; not run here yet.
+bits spread by predicted errors. Fisher factors took up to 24 GB of memory. The first 16
+windows of 512 tokens test. The weights come from 4 bits: that is what "float" is here.
+44 runs; not run here yet.
 """
 
 import ssvq_jax as ssvq
