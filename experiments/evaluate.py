@@ -23,26 +23,20 @@ take half a minute on 2 CPU cores.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-import jax
 import tyro
 from flax import nnx
 from rich.console import Console
-from rich.progress import Progress
 
 from experiments.models import checkpoint
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import TASKS, Language, pictures
 from experiments.tasks.task import half_width
 from experiments.training import evaluation
-from experiments.training.config import Data, Experiment, Optimization
-from experiments.training.devices import Devices
-from experiments.training.program import Program
 from experiments.training.terminal import Flag, parse
 
 if TYPE_CHECKING:
@@ -117,33 +111,15 @@ def main(options: Options) -> int:
     split = task.open(options.dataset, options.split, options.data_dir)
     if isinstance(task, Language):
         network.require_classes(options.tokenizer, split.classes)
-    experiment = Experiment(
-        task=task,
-        network=network.with_classes(split.classes),
-        data=Data(name=options.dataset),
-        optimization=Optimization(epochs=1),
-        weights=str(options.weights),
+    network = network.with_classes(split.classes)
+    model = load(network, options.weights)
+    rows = evaluation.rows(
+        model, network, task, split, batch=options.batch, quiet=options.json
     )
-    devices = Devices.all("data")
-    model = load(experiment.network, options.weights)
-    program = Program(experiment, model, steps=1)
-    placed = devices.place((program.params, program.statistics))
-    predict = jax.jit(program.predict, out_shardings=devices.replicated)
-    with Progress(disable=options.json) as progress:
-        bar = progress.add_task("Evaluating", total=len(split))
-        rows = evaluation.evaluate(
-            functools.partial(predict, *placed),
-            split,
-            task,
-            size=experiment.network.size,
-            batch=options.batch,
-            devices=devices,
-            advance=lambda count: progress.advance(bar, count),
-        )
     if options.show is not None:
         examples = [split[index] for index in range(min(8, len(split)))]
-        models = [model, *_beside(options, experiment.network)]
-        pictures.write(options.show, examples, task, experiment.network, models)
+        models = [model, *_beside(options, network)]
+        pictures.write(options.show, examples, task, network, models)
     scores = task.score(rows)
     if options.json:
         print(json.dumps({task.unit: len(split), **scores}))

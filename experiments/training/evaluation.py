@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.progress import Progress
 
 import ssvq_jax as ssvq
 from experiments.data.batches import Split, evaluation_batches
 from experiments.tasks import Task
-from experiments.training.config import Experiment
+from experiments.training.config import Data, Experiment, Optimization
 from experiments.training.devices import Devices
 from experiments.training.program import Program
 
@@ -62,6 +63,48 @@ def evaluate(
         return result[: len(split)]
 
     return jax.tree.map(in_order, *parts)
+
+
+def rows(
+    model: Any,
+    network: Any,
+    task: Any,
+    split: Split,
+    *,
+    batch: int,
+    quiet: bool = False,
+) -> Any:
+    """The task's rows for every example of a split.
+
+    Args:
+      model: The network, for inference.
+      network: Which it is, with as many classes as the split.
+      task: One of `TASKS`, made.
+      split: The examples.
+      batch: How many at a time.
+      quiet: Whether no progress is shown.
+    """
+    experiment = Experiment(
+        task=task,
+        network=network,
+        data=Data(name=split.name),
+        optimization=Optimization(epochs=1),
+    )
+    devices = Devices.all("data")
+    program = Program(experiment, model, steps=1)
+    placed = devices.place((program.params, program.statistics))
+    predict = jax.jit(program.predict, out_shardings=devices.replicated)
+    with Progress(disable=quiet) as progress:
+        bar = progress.add_task("Evaluating", total=len(split))
+        return evaluate(
+            functools.partial(predict, *placed),
+            split,
+            task,
+            size=network.size,
+            batch=batch,
+            devices=devices,
+            advance=lambda count: progress.advance(bar, count),
+        )
 
 
 class Judge:

@@ -181,7 +181,11 @@ class _Run:
             before = None
             if done is None and self.experiment.weights is not None:
                 before = self._rows(state, "test")
-                log.write(0, 0.0, **self.judge.score(before, "test"))
+                scores = self.judge.score(before, "test")
+                if not self.steps:
+                    held_out = self._rows(state, "validation")
+                    scores |= self.judge.score(held_out, "validation")
+                log.write(0, 0.0, **scores)
             bar = self.progress.add_task(
                 self.folder.name,
                 total=self.steps,

@@ -20,6 +20,7 @@ from experiments.data.batches import Split
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, boxes
 from experiments.tasks.detection import Detections
+from experiments.training import evaluation
 from experiments.training.config import Compression, Data, Experiment, Optimization
 from tests.experiments import tiny
 from tests.experiments.test_boxes import plain_assign, plain_overlap
@@ -284,18 +285,14 @@ def test_a_compressed_network_is_tuned_and_scored(tmp_path):
     ("name", "images", "ap", "ap50"),
     [("2017_panoptic", 100, 0.364, 0.533), ("2017_instances", 77, 0.306, 0.474)],
 )
-def test_average_precision_on_coco(name, images, ap, ap50, capsys):
-    options = evaluate.Options(
-        "yolox_nano",
-        shared("models/yolox_nano.safetensors"),
-        task="detection",
-        dataset=f"coco/{name}",
-        data_dir=shared("tfds"),
-        batch=25,
-        json=True,
-    )
-    assert evaluate.main(options) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == images
+def test_average_precision_on_coco(name, images, ap, ap50, tmp_path):
+    task, network = Detection(), NETWORKS["yolox_nano"]
+    split = task.open(f"coco/{name}", None, shared("tfds"))
+    model = evaluate.load(network, shared("models/yolox_nano.safetensors"))
+    rows = evaluation.rows(model, network, task, split, batch=25, quiet=True)
+    found = task.score(rows)
+    assert len(split) == images
     assert found["ap"] == pytest.approx(ap, abs=0.001)
     assert found["ap50"] == pytest.approx(ap50, abs=0.002)
+    expected = plain_scores(rows, tmp_path)
+    np.testing.assert_allclose([*found.values()], expected, atol=1e-6)

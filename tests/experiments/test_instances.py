@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 import ssvq_jax as ssvq
 from experiments.data import coco
 from experiments.data.batches import Split
+from experiments.measurements import masks as unlearned
 from experiments.models import checkpoint, yolact
 from experiments.models.yolact import Masked
 from experiments.models.zoo import NETWORKS
@@ -201,6 +202,23 @@ def test_nothing_found():
     assert (
         TASK.score(rows._replace(boxes=rows.boxes._replace(classes=classes)))["ap"] == 0
     )
+
+
+@pytest.mark.parametrize("name", unlearned.SHAPES)
+def test_shapes_that_nothing_has_to_learn(name):
+    found = np.float32([[[3, 4, 20, 9.6], [0, 0, 0, 0], [-4, 2, 40, 40]]])
+    packed = unlearned.drawn(found, unlearned.SHAPES[name], 32)
+    assert packed.shape == (1, 3, 32, 4)
+    for box, mask in zip(found[0], np.unpackbits(packed[0], axis=-1), strict=True):
+        left, top, right, bottom = box
+        for y in range(32):
+            for x in range(32):
+                inside = left < x + 0.5 < right and top < y + 0.5 < bottom
+                if inside and name == "ellipses":
+                    across = (x + 0.5 - (left + right) / 2) / (right - left)
+                    down = (y + 0.5 - (top + bottom) / 2) / (bottom - top)
+                    inside = across**2 + down**2 < 0.25
+                assert mask[y, x] == inside
 
 
 def test_augmented_masks_stay_in_their_boxes():

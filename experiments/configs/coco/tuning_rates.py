@@ -4,8 +4,7 @@ python -m experiments.compress experiments/configs/coco/tuning_rates.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Calibrated and tuned on 144 of the training images for five epochs, judged on the other
-36. Bits are spread by predicted errors here: quicker than to measure them. Not run here
-yet as a whole.
+36. Bits are spread by predicted errors here: quicker than to measure them.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from experiments.configs.coco._coco import DATA, tuned
 from experiments.training.config import Calibration, Experiment
 
 METHODS = ("uniform", "vq", "mvq", "coded")
-RATES = (0.0, 3e-5, 1e-4)
+RATES = (0.0, 1e-5, 3e-5, 1e-4)
 _DATA = dataclasses.replace(
     DATA, train="train[:80%]", validation="train[80%:]", test=None
 )
