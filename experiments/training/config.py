@@ -53,6 +53,8 @@ class Optimization:
       dtype: Of activations and of the weights where they are multiplied, in training;
         what is judged is computed in float32.
       held: Regular expression for whole paths of parameters that are not trained.
+      held_statistics: Whether batch norms keep the means and variances they start with,
+        in training, too: a calibrated network's are better than those of a few batches.
       features: In distillation, weight of the features' relative squared error beside
         the outputs' loss; the module has `features` and `outputs`.
     """
@@ -68,6 +70,7 @@ class Optimization:
     clip_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     held: str | None = dataclasses.field(default=None, metadata=_LATER)
+    held_statistics: bool = dataclasses.field(default=False, metadata=_LATER)
     features: float = dataclasses.field(default=0.0, metadata=_LATER)
 
     def steps(self, examples: int) -> int:

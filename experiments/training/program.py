@@ -54,6 +54,8 @@ class Program:
         self.experiment = experiment
         kinds = (nnx.Param, nnx.BatchStat)
         model.train()
+        if experiment.optimization.held_statistics:
+            model.eval()
         self._training, *_ = nnx.split(model, *kinds)
         model.eval()
         self._inference, params, statistics = nnx.split(model, *kinds)

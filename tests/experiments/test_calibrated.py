@@ -68,6 +68,7 @@ def test_rules_are_rules_without_a_budget(tmp_path):
     experiment = calibrated(tmp_path, batch_norm=False)
     result = tiny.execute(experiment, tmp_path / "run")
     assert {codec for _, codec, *_ in result["layers"]} == {"SSVQ(4, 8)"}
+    assert result["validation"].keys() == result["test"].keys()
     stored = tiny.tensors(tmp_path / "run" / "model.ssvq.safetensors")
     before = tiny.tensors(tmp_path / "weights.safetensors")
     assert np.array_equal(stored["norm.mean"], before["norm.mean"])

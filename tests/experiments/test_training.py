@@ -328,3 +328,17 @@ def test_batch_norms_go_on_with_their_statistics(tmp_path, monkeypatch):
     # The ratio of the whole model is that of what the file holds, statistics included.
     stored = ssvq.report(ssvq.load(whole / name)).model
     assert result["model_ratio"] == stored.ratio
+
+
+def test_statistics_that_are_held(tmp_path):
+    weights = tiny.weights(tmp_path, tiny.NORMED)
+    options = Optimization(epochs=0.1, batch=48, held_statistics=True)
+    experiment = dataclasses.replace(
+        tiny.FLOAT, network=tiny.NORMED, weights=weights, optimization=options
+    )
+    tiny.execute(experiment, tmp_path / "run")
+    start = tiny.tensors(pathlib.Path(weights))
+    end = tiny.tensors(tmp_path / "run" / "model.safetensors")
+    np.testing.assert_array_equal(end["norm.mean"], start["norm.mean"])
+    np.testing.assert_array_equal(end["norm.var"], start["norm.var"])
+    assert not np.array_equal(end["norm.scale"], start["norm.scale"])

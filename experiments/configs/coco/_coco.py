@@ -30,7 +30,6 @@ TASKS: dict[str, Task] = {
     "yolox_nano_masks": InstanceSegmentation(),
 }
 """By the networks that learned them."""
-# No other sizes: batch norms take their means from these images.
 _AUGMENTED: dict[str, Task] = {
     "yolox_nano": Detection(flip=True),
     "deeplabv3_mnv2_050": Segmentation(augmentation=SceneAugmentation(flip=True)),
@@ -107,17 +106,16 @@ def tuned(
     bits: float,
     rate: float,
     *,
-    epochs: float = 10,
     data: Data = DATA,
 ) -> Experiment:
-    """From calibrated codes, without labels: the float outputs are matched.
+    """Five epochs from calibrated codes, without labels: float outputs are matched.
 
     Args:
       network: One of "yolox_nano" and "deeplabv3_mnv2_050".
       method: As of `calibrated`.
       bits: As of `calibrated`.
-      rate: Of everything: weights that are not compressed, codebooks, steps, signs.
-      epochs: Passes over the images.
+      rate: Of everything: weights that are not compressed, codebooks, steps, signs; 0
+        for no tuning at all.
       data: These.
     """
     return dataclasses.replace(
@@ -125,11 +123,12 @@ def tuned(
         task=_AUGMENTED[network],
         data=data,
         optimization=Optimization(
-            epochs=epochs,
+            epochs=5 if rate else 0,
             batch=20,
             rate=rate,
             codebook_rate=rate,
             sign_rate=rate,
+            held_statistics=True,
         ),
     )
 

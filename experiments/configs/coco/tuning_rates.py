@@ -15,8 +15,8 @@ from experiments.configs._methods import recompressed
 from experiments.configs.coco._coco import DATA, tuned
 from experiments.training.config import Calibration, Experiment
 
-METHODS = ("uniform", "vq", "mvq", "coded")
-RATES = (0.0, 1e-5, 3e-5, 1e-4)
+METHODS = ("vq", "coded", "mvq", "uniform")
+RATES = (0.0, 1e-5, 3e-5)
 _DATA = dataclasses.replace(
     DATA, train="train[:80%]", validation="train[80%:]", test=None
 )
@@ -29,9 +29,8 @@ def runs() -> dict[str, Experiment]:
         bits = None if method == "uniform" else 2
         for rate in RATES:
             shown = np.format_float_positional(rate, trim="-")
-            epochs = 5 if rate else 0
             found[f"{method}-{shown}"] = recompressed(
-                tuned("yolox_nano", method, 2, rate, epochs=epochs, data=_DATA),
+                tuned("yolox_nano", method, 2, rate, data=_DATA),
                 calibration=Calibration(bits=bits, probe=0),
             )
     return found
