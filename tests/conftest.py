@@ -24,6 +24,15 @@ settings.register_profile("compiling", deadline=None, max_examples=30, derandomi
 settings.load_profile("compiling")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=1,
+        help="how often one of two processes of a run is killed (default: 1)",
+    )
+
+
 @pytest.fixture(autouse=True)
 def strict_promotion():
     """No implicit promotion of dtypes and ranks inside the library."""

@@ -104,23 +104,40 @@ def _pair(folder, output):
     ]
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+def _kill_one(folder, output, draw):
+    """Kill one of two processes at some moment; the other ends soon, with a reason."""
+    metrics = output / "config" / "run" / "metrics.jsonl"
+    begun, known = time.time(), read(metrics)
+    done = known[-1]["step"] // 10 * 10 if known else 0
+    target = min(done + draw.randint(1, 12), 58)
+    processes = _pair(folder, output)
+    while all(x.poll() is None for x in processes):
+        lines = read(metrics)
+        if lines and metrics.stat().st_mtime > begun and lines[-1]["step"] >= target:
+            break
+        time.sleep(0.01)
+    time.sleep(draw.random() * 0.1)
+    victim, other = draw.sample(processes, 2)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    try:
+        text, _ = other.communicate(timeout=60)
+    finally:
+        other.kill()
+    assert other.returncode, text
+    # The second is JAX's, where a collective operation waits for longer than it.
+    reasons = "has lost the others", "indicates that another task died"
+    assert any(reason in " ".join(text.split()) for reason in reasons), text
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path, pytestconfig):
     """Also where one of them is killed, which ends the other soon, with a reason."""
     one, two = tmp_path / "one", tmp_path / "two"
     experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
     tiny.execute(experiment, one, devices=4)
-    metrics = two / "config" / "run" / "metrics.jsonl"
-    processes = _pair(tmp_path, two)
-    while all(x.poll() is None for x in processes) and len(read(metrics)) < 15:
-        time.sleep(0.01)
-    processes[1].send_signal(signal.SIGKILL)
-    processes[1].communicate()
-    try:
-        output, _ = processes[0].communicate(timeout=60)
-    finally:
-        processes[0].kill()
-    assert processes[0].returncode == 1, output
-    assert "process 0 of 2 has lost the others" in " ".join(output.split()), output
+    draw = random.Random(0)
+    for _ in range(pytestconfig.getoption("kills")):
+        _kill_one(tmp_path, two, draw)
     _finish(*_pair(tmp_path, two))
     two = two / "config" / "run"
     results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
