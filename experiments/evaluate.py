@@ -29,10 +29,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from flax import nnx
 from rich.console import Console
 
-from experiments.models import checkpoint
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import TASKS, Language, pictures
 from experiments.tasks.task import half_width
@@ -97,7 +96,7 @@ def main(options: Options) -> int:
         network = network.with_classes(options.classes)
     task = TASKS[options.task]()
     if options.show is not None and options.images:
-        model = load(network, options.weights)
+        model = load_network(network, options.weights)
         blank = getattr(task, "blank", None)
         if blank is None:
             raise SystemExit(f"--show: {options.task} draws no pictures")
@@ -112,8 +111,8 @@ def main(options: Options) -> int:
     if isinstance(task, Language):
         network.require_classes(options.tokenizer, split.classes)
     network = network.with_classes(split.classes)
-    model = load(network, options.weights)
-    rows = evaluation.rows(
+    model = load_network(network, options.weights)
+    rows = evaluation.judged(
         model, network, task, split, batch=options.batch, quiet=options.json
     )
     if options.show is not None:
@@ -136,15 +135,7 @@ def main(options: Options) -> int:
 
 
 def _beside(options: Options, network: Any) -> list[Any]:
-    return [] if options.beside is None else [load(network, options.beside)]
-
-
-def load(network: Any, weights: pathlib.Path) -> Any:
-    """A network with the weights of a checkpoint, for inference."""
-    model = network.build(nnx.Rngs(0))
-    checkpoint.load(model, weights)
-    model.eval()
-    return model
+    return [] if options.beside is None else [load_network(network, options.beside)]
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ import tyro
 from flax import nnx
 
 from experiments.data.tokens import BYTES, Tokenizer, open_tokenizer
-from experiments.evaluate import load
-from experiments.models.checkpoint import load_packed
+from experiments.models.checkpoint import load_network, load_packed
 from experiments.models.llama import continuation
 from experiments.models.network import TextNetwork
 from experiments.models.zoo import NETWORKS
@@ -124,7 +123,7 @@ def _weights(network: TextNetwork, path: pathlib.Path) -> tuple[Any, Any]:
     model = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     params = load_packed(model, path)
     if params is None:
-        graphdef, found = nnx.split(load(network, path), nnx.Param)
+        graphdef, found = nnx.split(load_network(network, path), nnx.Param)
         return graphdef, nnx.to_pure_dict(found)
     return nnx.split(model, nnx.Param)[0], params
 

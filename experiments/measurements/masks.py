@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from flax import nnx
 from rich.console import Console
 
 from experiments.configs.coco._coco import DATA
@@ -52,10 +51,8 @@ def main(options: Options) -> int:
     """Measure and write the page; returns the exit status."""
     console, network, task = Console(), NETWORKS[_NETWORK], InstanceSegmentation()
     split = task.open(DATA.name, DATA.test, options.data_dir)
-    model = network.build(nnx.Rngs(0))
-    checkpoint.load(model, options.checkpoint)
-    model.eval()
-    rows = evaluation.rows(model, network, task, split, batch=20)
+    model = checkpoint.load_network(network, options.checkpoint)
+    rows = evaluation.judged(model, network, task, split, batch=20)
     scores = {}
     for name, distance in SHAPES.items():
         masks = drawn(rows.boxes.boxes, distance, task.canvas)

@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import ssvq_jax as ssvq
+from experiments.models.network import Network
 from ssvq_jax.checkpoint import Checkpoint
 from ssvq_jax.codecs import is_compressed
 
@@ -46,6 +47,14 @@ def load(model: nnx.Module, path: str | pathlib.Path, fresh: str | None = None) 
         _fill(model, path, fresh)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
+
+
+def load_network(network: Network, path: str | pathlib.Path) -> Any:
+    """A network for inference with a checkpoint's weights; errors as of `load`."""
+    model = network.build(nnx.Rngs(0))
+    load(model, path)
+    model.eval()
+    return model
 
 
 def _fill(model: nnx.Module, path: str | pathlib.Path, fresh: str | None) -> None:

@@ -53,8 +53,8 @@ class Optimization:
       dtype: Of activations and of the weights where they are multiplied, in training;
         what is judged is computed in float32.
       held: Regular expression for whole paths of parameters that are not trained.
-      held_statistics: Whether batch norms keep the means and variances they start with,
-        in training, too: a calibrated network's are better than those of a few batches.
+      held_statistics: Whether batch norms keep the means and variances they start with:
+        they use these in training, too, not those of the batch.
       features: In distillation, weight of the features' relative squared error beside
         the outputs' loss; the module has `features` and `outputs`.
     """

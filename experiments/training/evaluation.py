@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 import ssvq_jax as ssvq
 from experiments.data.batches import Split, evaluation_batches
+from experiments.models.network import Network
 from experiments.tasks import Task
 from experiments.training.config import Data, Experiment, Optimization
 from experiments.training.devices import Devices
@@ -65,10 +66,10 @@ def evaluate(
     return jax.tree.map(in_order, *parts)
 
 
-def rows(
+def judged(
     model: Any,
-    network: Any,
-    task: Any,
+    network: Network,
+    task: Task,
     split: Split,
     *,
     batch: int,
@@ -79,7 +80,7 @@ def rows(
     Args:
       model: The network, for inference.
       network: Which it is, with as many classes as the split.
-      task: One of `TASKS`, made.
+      task: What is judged.
       split: The examples.
       batch: How many at a time.
       quiet: Whether no progress is shown.

@@ -53,14 +53,16 @@ class Program:
     def __init__(self, experiment: Experiment, model: Any, steps: int):
         self.experiment = experiment
         kinds = (nnx.Param, nnx.BatchStat)
-        model.train()
-        if experiment.optimization.held_statistics:
-            model.eval()
+        held = experiment.optimization.held_statistics
+        (model.eval if held else model.train)()
         self._training, *_ = nnx.split(model, *kinds)
         model.eval()
         self._inference, params, statistics = nnx.split(model, *kinds)
         self.params: Any = nnx.to_pure_dict(params)
         self.statistics: Any = nnx.to_pure_dict(statistics)
+        if held and not self.statistics:
+            name = experiment.network.name
+            raise SystemExit(f"held_statistics: {name} has no batch norms")
         compression, options = experiment.compression, experiment.optimization
         freezing = compression.freezing if compression else None
         self._optimizer = optimizer.make(options, max(steps, 1), freezing)

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 import ssvq_jax as ssvq
 import ssvq_jax.linen
 import ssvq_jax.nnx
-from experiments import evaluate
 from experiments.data.images import open_split
 from experiments.data.pixels import crop
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from tests.shared import shared
 
@@ -256,7 +256,7 @@ def test_errors_leave_the_module(rng, key):
 def test_efficientnet_with_rounded_weights():
     network = NETWORKS["efficientnet_lite0"]
     path = shared("models/efficientnet_lite0.safetensors")
-    model = evaluate.load(network, path)
+    model = load_network(network, path)
     for module in (m for _, m in nnx.iter_modules(model) if hasattr(m, "kernel")):
         step = jnp.abs(module.kernel[...]).max() / 12
         module.kernel[...] = jnp.round(module.kernel[...] / step) * step

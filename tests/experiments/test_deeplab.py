@@ -9,8 +9,8 @@ import sklearn.datasets
 from flax import nnx
 from PIL import Image
 
-from experiments import evaluate
 from experiments.models import deeplab
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from tests.shared import shared
 
@@ -38,7 +38,7 @@ def _centre(image, size):
 
 
 def test_shares_of_the_pixels_of_photos():
-    model = evaluate.load(NETWORK, shared("models/deeplabv3_mnv2_050.safetensors"))
+    model = load_network(NETWORK, shared("models/deeplabv3_mnv2_050.safetensors"))
     photos = [
         sklearn.datasets.load_sample_image("flower.jpg")
         if name == "flower"

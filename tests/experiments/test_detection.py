@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import ssvq_jax as ssvq
-from experiments import evaluate
 from experiments.data.batches import Split
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, boxes
 from experiments.tasks.detection import Detections
@@ -288,8 +288,8 @@ def test_a_compressed_network_is_tuned_and_scored(tmp_path):
 def test_average_precision_on_coco(name, images, ap, ap50, tmp_path):
     task, network = Detection(), NETWORKS["yolox_nano"]
     split = task.open(f"coco/{name}", None, shared("tfds"))
-    model = evaluate.load(network, shared("models/yolox_nano.safetensors"))
-    rows = evaluation.rows(model, network, task, split, batch=25, quiet=True)
+    model = load_network(network, shared("models/yolox_nano.safetensors"))
+    rows = evaluation.judged(model, network, task, split, batch=25, quiet=True)
     found = task.score(rows)
     assert len(split) == images
     assert found["ap"] == pytest.approx(ap, abs=0.001)

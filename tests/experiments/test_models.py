@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from experiments import evaluate, unfold
 from experiments.data.pixels import crop
 from experiments.models import depthwise, mobile
-from experiments.models.checkpoint import load, save
+from experiments.models.checkpoint import load, load_network, save
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.zoo import NETWORKS
 from tests.shared import shared
@@ -73,7 +73,7 @@ _PHOTOS = {
 @pytest.mark.parametrize("name", _PHOTOS)
 def test_probabilities_of_photos(name):
     network, photos = NETWORKS[name], _PHOTOS[name]
-    model = evaluate.load(network, shared(f"models/{name}.safetensors"))
+    model = load_network(network, shared(f"models/{name}.safetensors"))
     images = np.stack([crop(_photo(photo), network.size) for photo in photos])
     logits = nnx.jit(lambda m, x: m(network.inputs({"image": x})))(model, images)
     found = np.asarray(jax.nn.softmax(logits))

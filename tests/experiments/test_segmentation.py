@@ -19,6 +19,7 @@ from experiments import evaluate
 from experiments.data import scenes
 from experiments.data.augmentation import SceneAugmentation
 from experiments.data.batches import NotPreparedError, Split
+from experiments.models.checkpoint import load_network
 from experiments.models.network import ImageNetwork
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Segmentation, pictures
@@ -211,7 +212,7 @@ def test_pictures_have_the_colours_of_pascal_voc():
 
 def test_scores_of_coco():
     network = NETWORKS["deeplabv3_mnv2_050"]
-    model = evaluate.load(network, shared("models/deeplabv3_mnv2_050.safetensors"))
+    model = load_network(network, shared("models/deeplabv3_mnv2_050.safetensors"))
     split = TASK.open("coco/2017_panoptic", None, shared("tfds"))
     predict = nnx.jit(lambda m, x: m(network.inputs({"image": x})))
     rows, matrix = [], np.zeros((21, 21), np.int64)

@@ -342,3 +342,6 @@ def test_statistics_that_are_held(tmp_path):
     np.testing.assert_array_equal(end["norm.mean"], start["norm.mean"])
     np.testing.assert_array_equal(end["norm.var"], start["norm.var"])
     assert not np.array_equal(end["norm.scale"], start["norm.scale"])
+    none = dataclasses.replace(tiny.FLOAT, optimization=options)
+    with pytest.raises(SystemExit, match="held_statistics: tiny has no batch norms"):
+        tiny.execute(none, tmp_path / "none")

@@ -8,8 +8,8 @@ import skimage.data
 import sklearn.datasets
 from flax import nnx
 
-from experiments import evaluate
 from experiments.data.pixels import letterbox
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from experiments.tasks.boxes import decode, locations
 from tests.shared import shared
@@ -27,7 +27,7 @@ _FOUND = (
 
 def test_boxes_and_scores_of_photos():
     network = NETWORKS["yolox_nano"]
-    model = evaluate.load(network, shared("models/yolox_nano.safetensors"))
+    model = load_network(network, shared("models/yolox_nano.safetensors"))
     photos = {
         name: getattr(skimage.data, name)()
         for name in ("astronaut", "coffee", "chelsea", "rocket")

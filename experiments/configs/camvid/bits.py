@@ -3,34 +3,33 @@
 python -m experiments.compress experiments/configs/camvid/bits.py \
     --data-dir ../shared/tfds --results experiments/results
 
-Rules and candidates are those of coco/bits.py. Calibrated on 360 training images,
-without their labels; the 233 of the test split test.
+Kernels, codecs and candidates are those of coco/bits.py. "plain" has one codec for all,
+by k-means of the weights alone, and the float network's batch norms; the others are
+calibrated on 360 training images, without their labels. The 233 of the test split test.
 """
 
-import dataclasses
+from experiments.configs.camvid._camvid import TRAINED, on_camvid
+from experiments.configs.coco._coco import calibrated, rules, tested
+from experiments.configs.few_images._few_images import CODECS
+from experiments.training.config import Compression, Experiment
 
-from experiments.configs.calibrated.bits import LEAST
-from experiments.configs.camvid.float import DATA, NETWORK
-from experiments.configs.coco._coco import calibrated, tested
-from experiments.training.config import Experiment
-
+PLAIN = ("uniform", "mvq", "vq", "ssvq")
 METHODS = ("uniform", "mvq", "vq", "coded")
 BITS = (1.5, 2, 3)
-_TRAINED = "deeplabv3_mnv2_050"
-"""Whose rules and task these are."""
 
 
 def runs() -> dict[str, Experiment]:
-    """The float network and METHOD-BITS."""
-    found = {"float": tested(_TRAINED, None)}
-    found |= {
-        f"{method}-{bits:g}": calibrated(_TRAINED, method, bits)
-        for method in METHODS
-        for bits in BITS
-        if bits >= LEAST.get(method, 0)
-    }
-    weights = "runs/camvid/float/float/model.safetensors"
-    return {
-        name: dataclasses.replace(run, network=NETWORK, data=DATA, weights=weights)
-        for name, run in found.items()
-    }
+    """The float network, plain-METHOD-BITS and METHOD-BITS."""
+    found = {"float": tested(TRAINED, None)}
+    for method in PLAIN:
+        for bits in BITS:
+            codec = CODECS.get(f"{method}-{bits:g}")
+            if codec is not None:
+                found[f"plain-{method}-{bits:g}"] = tested(
+                    TRAINED, Compression(rules=rules(TRAINED, [codec]))
+                )
+    for method in METHODS:
+        for bits in BITS:
+            if bits >= 2 or method != "uniform":
+                found[f"{method}-{bits:g}"] = calibrated(TRAINED, method, bits)
+    return {name: on_camvid(run) for name, run in found.items()}

@@ -12,14 +12,8 @@ starts at random: 30 epochs of 367 images at 0.75 to 2 times the network's size,
 mirrored.
 """
 
-from experiments.data.augmentation import SceneAugmentation
-from experiments.models.zoo import NETWORKS
-from experiments.tasks import Segmentation
-from experiments.training.config import Data, Experiment, Optimization
-
-TASK = Segmentation(augmentation=SceneAugmentation(scale=(0.75, 2.0), flip=True))
-NETWORK = NETWORKS["deeplabv3_mnv2_050_unfolded"].with_classes(11)
-DATA = Data(name="camvid", validation="validation")
+from experiments.configs.camvid._camvid import DATA, NETWORK, TASK
+from experiments.training.config import Experiment, Optimization
 
 
 def runs() -> dict[str, Experiment]:

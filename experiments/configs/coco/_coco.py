@@ -10,7 +10,6 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.configs.calibrated._calibrated import CANDIDATES
-from experiments.data.augmentation import SceneAugmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, InstanceSegmentation, Segmentation, Task
 from experiments.training.config import (
@@ -30,10 +29,6 @@ TASKS: dict[str, Task] = {
     "yolox_nano_masks": InstanceSegmentation(),
 }
 """By the networks that learned them."""
-_AUGMENTED: dict[str, Task] = {
-    "yolox_nano": Detection(flip=True),
-    "deeplabv3_mnv2_050": Segmentation(augmentation=SceneAugmentation(flip=True)),
-}
 _TRAINED = {"yolox_nano_masks": "runs/coco/instances/float/model.safetensors"}
 """Weights that are made here, by instances.py."""
 # Convolutions of blocks and necks; then depthwise ones, stem and prediction layers,
@@ -100,18 +95,10 @@ def calibrated(network: str, method: str, bits: float) -> Experiment:
     )
 
 
-def tuned(
-    network: str,
-    method: str,
-    bits: float,
-    rate: float,
-    *,
-    data: Data = DATA,
-) -> Experiment:
-    """Five epochs from calibrated codes, without labels: float outputs are matched.
+def tuned(method: str, bits: float, rate: float, data: Data = DATA) -> Experiment:
+    """YOLOX-Nano, five epochs from calibrated codes, to match the float outputs.
 
     Args:
-      network: One of "yolox_nano" and "deeplabv3_mnv2_050".
       method: As of `calibrated`.
       bits: As of `calibrated`.
       rate: Of everything: weights that are not compressed, codebooks, steps, signs; 0
@@ -119,8 +106,8 @@ def tuned(
       data: These.
     """
     return dataclasses.replace(
-        calibrated(network, method, bits),
-        task=_AUGMENTED[network],
+        calibrated("yolox_nano", method, bits),
+        task=Detection(flip=True),
         data=data,
         optimization=Optimization(
             epochs=5 if rate else 0,

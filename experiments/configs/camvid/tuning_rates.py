@@ -1,0 +1,31 @@
+"""Learning rates of tuning.py, at 2 bits, by CamVid's validation split.
+
+python -m experiments.compress experiments/configs/camvid/tuning_rates.py \
+    --data-dir ../shared/tfds --results experiments/results
+
+Two epochs each, with labels, from calibrated codes. Bits are spread by predicted
+errors here: quicker than to measure them.
+"""
+
+import dataclasses
+
+from experiments.configs._methods import recompressed
+from experiments.configs.camvid._camvid import DATA, tuned
+from experiments.training.config import Calibration, Experiment
+
+METHODS = ("float", "uniform", "mvq", "vq", "coded")
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def runs() -> dict[str, Experiment]:
+    """METHOD-RATE."""
+    found = {}
+    for method in METHODS:
+        for rate in RATES:
+            data = dataclasses.replace(DATA, test=None)
+            run = tuned(method, 2, rate, epochs=2, data=data)
+            if run.compression is not None:
+                bits = None if method == "uniform" else 2
+                run = recompressed(run, calibration=Calibration(bits=bits, probe=0))
+            found[f"{method}-{rate:g}"] = run
+    return found
