@@ -17,6 +17,7 @@ from experiments.configs.cifar10 import _cifar10 as cifar10
 from experiments.configs.cifar10 import starts, three_bits
 from experiments.configs.cifar100 import _cifar100 as cifar100
 from experiments.configs.coco import _coco
+from experiments.configs.coco import tuning as boxes
 from experiments.configs.few_images import bits as few_images
 from experiments.models import deeplab
 from experiments.training import command, config, records
@@ -140,16 +141,17 @@ def _best(config_name, start, metric):
 
 
 @pytest.mark.parametrize(
-    ("sweep", "chosen"),
+    ("sweep", "chosen", "metric"),
     [
-        ("cifar10/rates", cifar10.RATES),
-        ("cifar10/three_bits_rates", three_bits.RATES),
-        ("cifar100/rates", cifar100.RATES),
+        ("cifar10/rates", cifar10.RATES, "top1"),
+        ("cifar10/three_bits_rates", three_bits.RATES, "top1"),
+        ("cifar100/rates", cifar100.RATES, "top1"),
+        ("coco/tuning_rates", {m: (x, x) for m, x in boxes.RATES.items()}, "ap"),
     ],
 )
-def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen):
+def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen, metric):
     for method, rates in chosen.items():
-        assert rates == _best(sweep, method, "top1"), method
+        assert rates == _best(sweep, method, metric), method
 
 
 def test_rates_of_starts_are_those_of_the_best_runs():

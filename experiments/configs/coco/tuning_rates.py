@@ -18,6 +18,8 @@ from experiments.training.config import Calibration, Experiment
 
 METHODS = ("vq", "coded", "mvq", "uniform")
 RATES = (0.0, 1e-5, 3e-5, 1e-4)
+BEYOND = {"coded": (3e-4,), "mvq": (3e-4,)}
+"""For those whose best is at the edge."""
 _DATA = dataclasses.replace(
     DATA, train="train[:80%]", validation="train[80%:]", test=None
 )
@@ -28,7 +30,7 @@ def runs() -> dict[str, Experiment]:
     found = {}
     for method in METHODS:
         bits = None if method == "uniform" else 2
-        for rate in RATES:
+        for rate in (*RATES, *BEYOND.get(method, ())):
             shown = np.format_float_positional(rate, trim="-")
             found[f"{method}-{shown}"] = recompressed(
                 tuned(method, 2, rate, _DATA),
