@@ -6,13 +6,13 @@ python -m experiments.compress experiments/configs/coco/tuning.py \
 Calibrated as VQ and SSVQ are in bits.py, and tuned for five epochs on the same 180
 training images, to match the float network's outputs. "before" is the score of the
 codes. UQ at 2 bits has one codec for all kernels. Rates are the best of
-tuning_rates.py: MVQ is best left as it is.
+tuning_rates.py.
 """
 
 from experiments.configs.coco._coco import tuned
 from experiments.training.config import Experiment
 
-RATES = {"vq": 3e-5, "coded": 1e-5, "mvq": 0.0, "uniform": 1e-5}
+RATES = {"vq": 3e-5, "coded": 3e-4, "mvq": 1e-4, "uniform": 1e-5}
 BITS = (1.5, 2, 3)
 
 
