@@ -23,7 +23,7 @@ _MEASUREMENTS = {
     "sizes": "python -m experiments.measurements.sizes",
     "tokens": "python -m experiments.measurements.tokens CHECKPOINT",
     "codebooks": "python -m experiments.measurements.codebooks",
-    "coco/masks": "python -m experiments.measurements.masks CHECKPOINT --data-dir DIR",
+    "masks": "python -m experiments.measurements.masks CHECKPOINT --data-dir DIR",
     "benchmarks": "python -m experiments.benchmarks",
 }
 _METRICS = {task.__name__: task.metric for task in TASKS.values()}
