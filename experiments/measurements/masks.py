@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 
 from experiments.configs.coco._coco import DATA
-from experiments.models import checkpoint
+from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from experiments.report import pages
 from experiments.tasks import InstanceSegmentation
@@ -53,7 +53,7 @@ def main(options: Options) -> int:
     """Measure and write the page; returns the exit status."""
     console, network, task = Console(), NETWORKS[_NETWORK], InstanceSegmentation()
     split = task.open(DATA.name, DATA.test, options.data_dir)
-    model = checkpoint.load_network(network, options.checkpoint)
+    model = load_network(network, options.checkpoint)
     rows = evaluation.judged(model, network, task, split, batch=20)
     scores = {}
     for name, distance in SHAPES.items():

@@ -9,9 +9,8 @@ calibrated on 360 training images, without their labels. The 233 of the test spl
 """
 
 from experiments.configs.camvid._camvid import TRAINED, on_camvid
-from experiments.configs.coco._coco import calibrated, rules, tested
-from experiments.configs.few_images._few_images import CODECS
-from experiments.training.config import Compression, Experiment
+from experiments.configs.coco._coco import calibrated, plain, reached, tested
+from experiments.training.config import Experiment
 
 PLAIN = ("uniform", "mvq", "vq", "ssvq")
 METHODS = ("uniform", "mvq", "vq", "coded")
@@ -21,15 +20,8 @@ BITS = (1.5, 2, 3)
 def runs() -> dict[str, Experiment]:
     """The float network, plain-METHOD-BITS and METHOD-BITS."""
     found = {"float": tested(TRAINED, None)}
-    for method in PLAIN:
-        for bits in BITS:
-            codec = CODECS.get(f"{method}-{bits:g}")
-            if codec is not None:
-                found[f"plain-{method}-{bits:g}"] = tested(
-                    TRAINED, Compression(rules=rules(TRAINED, [codec]))
-                )
-    for method in METHODS:
-        for bits in BITS:
-            if bits >= 2 or method != "uniform":
-                found[f"{method}-{bits:g}"] = calibrated(TRAINED, method, bits)
+    for name, run in plain(TRAINED, PLAIN, BITS).items():
+        found[f"plain-{name}"] = run
+    for method, bits in reached(METHODS, BITS):
+        found[f"{method}-{bits:g}"] = calibrated(TRAINED, method, bits)
     return {name: on_camvid(run) for name, run in found.items()}

@@ -10,7 +10,8 @@ are guesses.
 """
 
 from experiments.configs.camvid._camvid import tuned
-from experiments.configs.camvid.bits import BITS
+from experiments.configs.camvid.bits import BITS, METHODS
+from experiments.configs.coco._coco import reached
 from experiments.training.config import Experiment
 
 RATES = {"float": 3e-4, "uniform": 3e-4, "mvq": 3e-4, "vq": 3e-4, "coded": 3e-4}
@@ -20,8 +21,6 @@ EPOCHS = 5
 def runs() -> dict[str, Experiment]:
     """The float network and METHOD-BITS."""
     return {"float": tuned("float", 2, RATES["float"], epochs=EPOCHS)} | {
-        f"{method}-{bits:g}": tuned(method, bits, rate, epochs=EPOCHS)
-        for method, rate in RATES.items()
-        for bits in BITS
-        if method != "float" and (bits >= 2 or method != "uniform")
+        f"{method}-{bits:g}": tuned(method, bits, RATES[method], epochs=EPOCHS)
+        for method, bits in reached(METHODS, BITS)
     }

@@ -9,9 +9,9 @@ errors here: quicker than to measure them.
 
 import dataclasses
 
-from experiments.configs._methods import recompressed
 from experiments.configs.camvid._camvid import DATA, tuned
-from experiments.training.config import Calibration, Experiment
+from experiments.configs.coco._coco import predicted
+from experiments.training.config import Experiment
 
 METHODS = ("float", "uniform", "mvq", "vq", "coded")
 RATES = (1e-4, 3e-4, 1e-3)
@@ -24,8 +24,5 @@ def runs() -> dict[str, Experiment]:
         for rate in RATES:
             data = dataclasses.replace(DATA, test=None)
             run = tuned(method, 2, rate, epochs=2, data=data)
-            if run.compression is not None:
-                bits = None if method == "uniform" else 2
-                run = recompressed(run, calibration=Calibration(bits=bits, probe=0))
-            found[f"{method}-{rate:g}"] = run
+            found[f"{method}-{rate:g}"] = predicted(run)
     return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from flax import nnx
 
 import ssvq_jax as ssvq
+from experiments.configs._methods import recompressed
 from experiments.configs.calibrated._calibrated import CANDIDATES
+from experiments.configs.few_images._few_images import CODECS
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Detection, InstanceSegmentation, Segmentation, Task
 from experiments.training.config import (
@@ -72,6 +75,31 @@ def _large(network: str, pattern: str) -> str:
     )
     large = [path for path, size in paths if size >= 4096]
     return "|".join(path for path in large if re.fullmatch(pattern, path))
+
+
+def plain(
+    network: str, methods: Sequence[str], bits: Sequence[float]
+) -> dict[str, Experiment]:
+    """METHOD-BITS by k-means of the weights alone, as far as there are such codecs."""
+    return {
+        name: tested(network, Compression(rules=rules(network, [CODECS[name]])))
+        for name in (f"{method}-{x:g}" for method in methods for x in bits)
+        if name in CODECS
+    }
+
+
+def reached(methods: Sequence[str], bits: Sequence[float]) -> list[tuple[str, float]]:
+    """Methods and bits that `calibrated` can be asked for: UQ's least is 2."""
+    pairs = itertools.product(methods, bits)
+    return [(method, x) for method, x in pairs if x >= 2 or method != "uniform"]
+
+
+def predicted(run: Experiment) -> Experiment:
+    """The same run, bits spread by predicted errors: quicker than to measure them."""
+    if run.compression is None or run.compression.calibration is None:
+        return run
+    calibration = dataclasses.replace(run.compression.calibration, probe=0)
+    return recompressed(run, calibration=calibration)
 
 
 def calibrated(network: str, method: str, bits: float) -> Experiment:

@@ -19,9 +19,8 @@ the convolutions in blocks and necks, codebooks and scales counted; depthwise ke
 the stem and prediction layers have 8 bits each.
 """
 
-from experiments.configs.coco._coco import calibrated, rules, tested
-from experiments.configs.few_images._few_images import CODECS
-from experiments.training.config import Compression, Experiment
+from experiments.configs.coco._coco import calibrated, plain, tested
+from experiments.training.config import Experiment
 
 NETWORKS = ("yolox_nano", "deeplabv3_mnv2_050")
 BITS = (1.5, 2, 3, 4)
@@ -33,13 +32,8 @@ def runs() -> dict[str, Experiment]:
     """NETWORK-float, NETWORK-plain-METHOD-BITS and NETWORK-calibrated-METHOD-BITS."""
     found = {f"{network}-float": tested(network, None) for network in NETWORKS}
     for network in NETWORKS:
-        for method in PLAIN:
-            for bits in BITS:
-                codec = CODECS.get(f"{method}-{bits:g}")
-                if codec is not None:
-                    found[f"{network}-plain-{method}-{bits:g}"] = tested(
-                        network, Compression(rules=rules(network, [codec]))
-                    )
+        for name, run in plain(network, PLAIN, BITS).items():
+            found[f"{network}-plain-{name}"] = run
         for method in CALIBRATED:
             for bits in BITS:
                 name = f"{network}-calibrated-{method}-{bits:g}"

@@ -9,7 +9,7 @@ codes. UQ at 2 bits has one codec for all kernels. Rates are the best of
 tuning_rates.py.
 """
 
-from experiments.configs.coco._coco import tuned
+from experiments.configs.coco._coco import reached, tuned
 from experiments.training.config import Experiment
 
 RATES = {"vq": 3e-5, "coded": 3e-4, "mvq": 1e-4, "uniform": 1e-5}
@@ -19,8 +19,6 @@ BITS = (1.5, 2, 3)
 def runs() -> dict[str, Experiment]:
     """METHOD-BITS."""
     return {
-        f"{method}-{bits:g}": tuned(method, bits, rate)
-        for method, rate in RATES.items()
-        for bits in BITS
-        if bits >= 2 or method != "uniform"
+        f"{method}-{bits:g}": tuned(method, bits, RATES[method])
+        for method, bits in reached(tuple(RATES), BITS)
     }

@@ -12,9 +12,8 @@ import dataclasses
 
 import numpy as np
 
-from experiments.configs._methods import recompressed
-from experiments.configs.coco._coco import DATA, tuned
-from experiments.training.config import Calibration, Experiment
+from experiments.configs.coco._coco import DATA, predicted, tuned
+from experiments.training.config import Experiment
 
 METHODS = ("vq", "coded", "mvq", "uniform")
 RATES = (0.0, 1e-5, 3e-5, 1e-4)
@@ -29,11 +28,7 @@ def runs() -> dict[str, Experiment]:
     """METHOD-RATE."""
     found = {}
     for method in METHODS:
-        bits = None if method == "uniform" else 2
         for rate in (*RATES, *BEYOND.get(method, ())):
             shown = np.format_float_positional(rate, trim="-")
-            found[f"{method}-{shown}"] = recompressed(
-                tuned(method, 2, rate, _DATA),
-                calibration=Calibration(bits=bits, probe=0),
-            )
+            found[f"{method}-{shown}"] = predicted(tuned(method, 2, rate, _DATA))
     return found
