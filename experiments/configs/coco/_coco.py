@@ -123,19 +123,23 @@ def calibrated(network: str, method: str, bits: float) -> Experiment:
     )
 
 
-def tuned(method: str, bits: float, rate: float, data: Data = DATA) -> Experiment:
-    """YOLOX-Nano, five epochs from calibrated codes, to match the float outputs.
+def tuned(
+    network: str, method: str, bits: float, rate: float, data: Data = DATA
+) -> Experiment:
+    """A detector, five epochs from calibrated codes, to match the float outputs.
 
     Args:
+      network: With masks or without.
       method: As of `calibrated`.
       bits: As of `calibrated`.
       rate: Of everything: weights that are not compressed, codebooks, steps, signs; 0
         for no tuning at all.
       data: These.
     """
+    start = calibrated(network, method, bits)
     return dataclasses.replace(
-        calibrated("yolox_nano", method, bits),
-        task=Detection(flip=True),
+        start,
+        task=dataclasses.replace(start.task, flip=True),
         data=data,
         optimization=Optimization(
             epochs=5 if rate else 0,

@@ -19,6 +19,6 @@ BITS = (1.5, 2, 3)
 def runs() -> dict[str, Experiment]:
     """METHOD-BITS."""
     return {
-        f"{method}-{bits:g}": tuned(method, bits, RATES[method])
+        f"{method}-{bits:g}": tuned("yolox_nano", method, bits, RATES[method])
         for method, bits in reached(tuple(RATES), BITS)
     }

@@ -30,5 +30,6 @@ def runs() -> dict[str, Experiment]:
     for method in METHODS:
         for rate in (*RATES, *BEYOND.get(method, ())):
             shown = np.format_float_positional(rate, trim="-")
-            found[f"{method}-{shown}"] = predicted(tuned(method, 2, rate, _DATA))
+            run = tuned("yolox_nano", method, 2, rate, _DATA)
+            found[f"{method}-{shown}"] = predicted(run)
     return found
