@@ -267,8 +267,10 @@ def _encoded(
                 continue
             if rule is not None:
                 weight = {name: jnp.asarray(widened(values))}
+                del values  # the room is needed
                 own = None if moments is None or name not in moments else moments
-                large = values.size >= finished.least  # others are quicker made again
+                # Others are quicker made again.
+                large = weight[name].size >= finished.least
                 causes = _causes(name, content, key, own) if large else []
                 node = finished.read(causes) if large else None
                 try:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, Int, Num, UInt
 
 from ssvq_jax.codecs.nearest import nearest
 from ssvq_jax.core.blocks import (
@@ -32,6 +32,7 @@ from ssvq_jax.core.sharding import (
     split_sharding,
 )
 from ssvq_jax.core.sign_codes import nearest_word, words
+from ssvq_jax.core.units import floats
 
 _LARGE = 1 << 20  # weights
 _ROUNDS = 2  # of words, and of k-means without their signs
@@ -155,7 +156,7 @@ def _fit(
         points, weights, scale = _points(weight, importance, options, shards)
     else:
         counted = None if importance is None else np.asarray(importance)
-        cut = _cut(np.asarray(weight), counted, options)
+        cut = _cut(np.asarray(weight, np.float32), counted, options)
         points, weights, scale = jax.tree.map(jnp.asarray, cut)
     grid = grid_shape(weight.shape, options.block, options.axis)
     count, codewords = math.prod(grid), options.codewords
@@ -182,8 +183,8 @@ def _fit(
 
 
 def _fit_coded(
-    points: Float[Array, "padded d"],
-    weights: Float[Array, "padded q"],
+    points: Num[Array, "padded d"],
+    weights: Num[Array, "padded q"],
     count: int,
     options: _Options,
     key: Key,
@@ -194,6 +195,7 @@ def _fit_coded(
     Then every point gets word and codeword anew, together, and so on in turn.
     """
     sign_code, codewords = options.sign_code, options.codewords
+    points, weights = floats(points), floats(weights)
     left = _without_signs(points, sign_code)
     fit = functools.partial(fit_padded, key=key, shards=shards)
     codebook, *_ = fit(left, weights, count, codewords, starts=options.starts)

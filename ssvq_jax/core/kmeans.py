@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt32
 
 from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.checks import (
@@ -29,7 +29,7 @@ from ssvq_jax.core.sharding import (
     sharding_of,
     split_sharding,
 )
-from ssvq_jax.core.units import find_units, normalize
+from ssvq_jax.core.units import find_units, floats, normalize
 
 ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
@@ -221,9 +221,10 @@ def _of_parts(points, importance, start, key, options, split):
 
 def pad_points(
     points: Float[AnyArray, "n d"], importance: Float[AnyArray, "n ..."] | None
-) -> tuple[Float[AnyArray, "padded d"], Float[AnyArray, "padded q"]]:
-    """Points and their weights in float32, padded to one of few sizes.
+) -> tuple[Num[AnyArray, "padded d"], Num[AnyArray, "padded q"]]:
+    """Points and their weights, padded to one of few sizes.
 
+    In float32, but bfloat16 as its bits, uint16: copies of large weights take room.
     Weights are one per point (`q` is 1) or one per coordinate (`q` is `d`); those of
     the padding are 0. NumPy arrays give NumPy arrays.
     """
@@ -231,14 +232,18 @@ def pad_points(
     count, _ = points.shape
     weights = xp.ones_like(points[:, :1]) if importance is None else importance
     padding = ((0, padded_count(count) - count), (0, 0))
-    weights = xp.pad(weights.astype(xp.float32).reshape(count, -1), padding)
-    points = points.astype(xp.float32)
-    return xp.pad(points, padding) if padding[0][1] else points, weights
+    weights = xp.pad(weights.reshape(count, -1), padding)
+    points = xp.pad(points, padding) if padding[0][1] else points
+
+    def kept(x):
+        return x.view(xp.uint16) if x.dtype == jnp.bfloat16 else x.astype(xp.float32)
+
+    return kept(points), kept(weights)
 
 
 def fit_padded(
-    points: Float[Array, "padded d"],
-    weights: Float[Array, "padded q"],
+    points: Num[Array, "padded d"],
+    weights: Num[Array, "padded q"],
     count: int,
     codewords: int,
     *,
@@ -287,11 +292,11 @@ def _draw(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _take(
-    x: Float[Array, "n c"], chosen: UInt32[Array, " s"], shards: Shards
+    x: Num[Array, "n c"], chosen: UInt32[Array, " s"], shards: Shards
 ) -> Float[Array, "s c"]:
     local, here = shards.locate(chosen)
     # Beyond the padded points there are zeros, whose weight is 0.
-    taken = jnp.take(x, local, axis=0, mode="fill", fill_value=0)
+    taken = floats(jnp.take(x, local, axis=0, mode="fill", fill_value=0))
     return shards.sum(jnp.where(here[:, None], taken, 0.0))
 
 

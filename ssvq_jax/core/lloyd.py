@@ -2,7 +2,7 @@
 
 Every pass reads the points once, chunk by chunk: it finds the nearest codeword of
 every point of the chunk and adds the points to the sums of their codewords. Memory is
-that of the points plus O(n + chunk).
+that of the points, in 16 bits or 32, plus O(n + chunk).
 
 On CPUs the distances are unrolled over a tile of codewords and all coordinates, which
 becomes one vectorised loop over points without a matrix of distances; sums are a
@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from ssvq_jax.core.lookup import sum_by_code
 from ssvq_jax.core.sharding import WHOLE, Shards
@@ -24,7 +24,9 @@ from ssvq_jax.core.units import (
     FAR,
     SMALL_CHUNK,
     Units,
+    chunk,
     find_units,
+    floats,
     normalize,
     over_chunks,
 )
@@ -49,8 +51,8 @@ def padded_count(count: int) -> int:
 
 
 def lloyd(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     start: Float[Array, "k d"],
     count: Int[Array, ""] | int,
     *,
@@ -60,7 +62,7 @@ def lloyd(
     """Codebook, codes and inertia after Lloyd's algorithm from `start`.
 
     Args:
-      points: Of a padded count.
+      points: Of a padded count, float32 or the bits of bfloat16: see `floats`.
       weights: One per point (`q` is 1) or one per coordinate (`q` is `d`); those of
         the padding are 0.
       start: The first codebook.
@@ -85,8 +87,8 @@ def _form(coordinates: int) -> Form:
 
 
 def _iterate(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     start: Float[Array, "k d"],
     count: Int[Array, ""] | int,
     *,
@@ -140,8 +142,8 @@ _wide_lloyd = jax.jit(
 
 
 def _visit(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     units: Units,
     codebook: Float[Array, "k d"],
     count: Int[Array, ""] | int,
@@ -167,9 +169,7 @@ def _visit(
 
     def visit(i, state):
         codes, sums = state
-        x = jax.lax.dynamic_slice_in_dim(points, i * size, size)
-        w = jax.lax.dynamic_slice_in_dim(weights, i * size, size)
-        x, w = normalize(x, w, units)
+        x, w = normalize(chunk(points, i, size), chunk(weights, i, size), units)
         inputs = x if w.shape[1] == 1 else jnp.concatenate([x * w, w], axis=1)
         code = nearest(inputs, outputs, bias)
         sums_form = "scatter" if form == "unrolled" else "product"
@@ -177,7 +177,8 @@ def _visit(
         codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
         return codes, sums + jnp.concatenate(parts, axis=1)
 
-    sums = jnp.zeros_like(points, shape=(codewords, dim + weights.shape[1]))
+    shape = (codewords, dim + weights.shape[1])
+    sums = jnp.zeros_like(points, jnp.float32, shape=shape)
     blank = jnp.zeros_like(points[:, 0], jnp.int32), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
 
@@ -251,8 +252,8 @@ def _means(
 
 
 def _distances(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     units: Units,
     codebook: Float[Array, "k d"],
     codes: Int[Array, " n"],
@@ -267,13 +268,13 @@ def _distances(
         at = (i * distance.shape[0],)
         return i + 1, jax.lax.dynamic_update_slice(distances, distance, at)
 
-    blank = 0, jnp.zeros_like(points[:, 0])
+    blank = 0, jnp.zeros_like(points[:, 0], jnp.float32)
     return over_chunks(visit, blank, points, weights, codes)[1]
 
 
 def _reseed(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     units: Units,
     distances: Float[Array, " n"],
     means: Float[Array, "k d"],
@@ -283,7 +284,8 @@ def _reseed(
     """Move dead codewords to the points that are worst served by their own."""
     count = min(means.shape[0], distances.shape[0])  # of every part's points
     distance, worst = jax.lax.top_k(distances, count)
-    candidates, _ = normalize(points[worst], weights[worst], units)
+    farthest = floats(points[worst]), floats(weights[worst])
+    candidates, _ = normalize(*farthest, units)
     distance, candidates = shards.gather(distance), shards.gather(candidates)
     distance, worst = jax.lax.top_k(distance, means.shape[0])
     rank = jnp.cumsum(dead) - 1  # the r-th dead codeword takes the r-th worst point

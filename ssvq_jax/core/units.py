@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ssvq_jax.core.sharding import WHOLE, Shards
 
@@ -27,26 +27,33 @@ class Units(NamedTuple):
 
 
 def find_units(
-    points: Float[Array, "n d"],
-    weights: Float[Array, "n q"],
+    points: Num[Array, "n d"],
+    weights: Num[Array, "n q"],
     shards: Shards = WHOLE,
 ) -> Units:
-    """The units that make points and weights of about 1, of all parts together."""
-    weight = _power_of_two(shards.max(jnp.max(weights)))
+    """The units that make points and weights of about 1, of all parts together.
+
+    Args:
+      points: For `floats`, as weights are.
+      weights: One per point or coordinate.
+      shards: As of `lloyd`.
+    """
 
     def enlarge(largest, x, w):
-        return jnp.maximum(largest, jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0)))
+        sizes = jnp.where(w > 0, jnp.abs(x), 0.0), w
+        return tuple(map(jnp.maximum, largest, map(jnp.max, sizes)))
 
-    zero = jnp.zeros_like(points[0, 0])
-    scale = _power_of_two(shards.max(over_chunks(enlarge, zero, points, weights)))
+    zeros = 2 * (jnp.zeros_like(points[0, 0], jnp.float32),)
+    largest = over_chunks(enlarge, zeros, points, weights)
+    scale, weight = (_power_of_two(shards.max(x)) for x in largest)
 
     def add(sums, x, w):
         x, w = _scale(x, scale), w * (1 / weight)
         return sums[0] + w, sums[1] + x * w
 
     size = math.gcd(points.shape[0], SMALL_CHUNK)
-    blank = jnp.zeros_like(weights[:size]), jnp.zeros_like(points[:size])
-    sums = over_chunks(add, blank, points, weights)
+    blank = (jnp.zeros_like(x[:size], jnp.float32) for x in (weights, points))
+    sums = over_chunks(add, tuple(blank), points, weights)
     mass, mean = (shards.sum(_sum_rows(x)) for x in sums)
     mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
     return Units(scale, mean, weight)
@@ -58,11 +65,24 @@ def over_chunks(function: Callable[..., Any], start: Any, *arrays: Array) -> Any
     size = math.gcd(count, SMALL_CHUNK)
 
     def visit(i, state):
-        return function(
-            state, *(jax.lax.dynamic_slice_in_dim(x, i * size, size) for x in arrays)
-        )
+        return function(state, *(chunk(x, i, size) for x in arrays))
 
     return jax.lax.fori_loop(0, count // size, visit, start)
+
+
+def chunk(x: Array, i: Int[Array, ""] | int, size: int) -> Array:
+    """The `i`-th `size` rows, as `floats`."""
+    return floats(jax.lax.dynamic_slice_in_dim(x, i * size, size))
+
+
+def floats(x: Array) -> Array:
+    """What is kept as bits of bfloat16, uint16, as float32; anything else as it is.
+
+    Slices of bfloat16 itself XLA's CPU backend takes of a float32 copy of all of it.
+    """
+    if x.dtype != jnp.uint16:
+        return x
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
 
 def _sum_rows(x: Float[Array, "n c"]) -> Float[Array, "1 c"]:

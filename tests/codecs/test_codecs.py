@@ -76,6 +76,22 @@ def test_bfloat16_weights(codec):
     np.testing.assert_allclose(error, exact, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("codec", [ssvq.VQ(4, 4), ssvq.SSVQ(4, 8, sign_code="hamming")])
+@pytest.mark.parametrize("counted", [False, True])
+def test_bfloat16_clusters_as_float32(codec, counted):
+    """Under `jit` and where weights are large its bits are kept, not a float32 copy."""
+    weight = normal((27, 13), jnp.bfloat16)
+    importance = jnp.abs(normal((27, 13)))[::-1] if counted else None
+
+    @jax.jit
+    def encode(weight):
+        node = ssvq.encode(codec, weight, key=jax.random.key(0), importance=importance)
+        return node.codebook, node.codes
+
+    wide = weight.astype(jnp.float32)
+    chex.assert_trees_all_equal(encode(weight), encode(wide))
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.describe())
 def test_vmap_over_a_stack_of_layers(codec):
     stack = normal((3, 24, 10))
