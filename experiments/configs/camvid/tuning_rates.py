@@ -14,14 +14,15 @@ from experiments.configs.coco._coco import predicted
 from experiments.training.config import Experiment
 
 METHODS = ("float", "uniform", "mvq", "vq", "coded")
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4)
+BEYOND = {"float": (1e-3,)}
 
 
 def runs() -> dict[str, Experiment]:
     """METHOD-RATE."""
     found = {}
     for method in METHODS:
-        for rate in RATES:
+        for rate in (*RATES, *BEYOND.get(method, ())):
             data = dataclasses.replace(DATA, test=None)
             run = tuned(method, 2, rate, epochs=2, data=data)
             found[f"{method}-{rate:g}"] = predicted(run)
