@@ -267,7 +267,7 @@ def _encoded(
                 continue
             if rule is not None:
                 weight = {name: jnp.asarray(widened(values))}
-                del values  # the room is needed
+                del values  # room for clustering
                 own = None if moments is None or name not in moments else moments
                 # Others are quicker made again.
                 large = weight[name].size >= finished.least

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Num, UInt
+from jaxtyping import Array, Float, Int, UInt
 
 from ssvq_jax.codecs.nearest import nearest
 from ssvq_jax.core.blocks import (
@@ -155,7 +155,8 @@ def _fit(
     if traced or large:
         points, weights, scale = _points(weight, importance, options, shards)
     else:
-        counted = None if importance is None else np.asarray(importance)
+        # In float32, whatever they are: one program less.
+        counted = None if importance is None else np.asarray(importance, np.float32)
         cut = _cut(np.asarray(weight, np.float32), counted, options)
         points, weights, scale = jax.tree.map(jnp.asarray, cut)
     grid = grid_shape(weight.shape, options.block, options.axis)
@@ -172,6 +173,7 @@ def _fit(
             shards=shards,
         )
     else:
+        points, weights = floats(points), floats(weights)
         codebook, codes, signs = _fit_coded(
             points, weights, count, options, key, shards
         )
@@ -183,8 +185,8 @@ def _fit(
 
 
 def _fit_coded(
-    points: Num[Array, "padded d"],
-    weights: Num[Array, "padded q"],
+    points: Float[Array, "padded d"],
+    weights: Float[Array, "padded q"],
     count: int,
     options: _Options,
     key: Key,
@@ -195,7 +197,6 @@ def _fit_coded(
     Then every point gets word and codeword anew, together, and so on in turn.
     """
     sign_code, codewords = options.sign_code, options.codewords
-    points, weights = floats(points), floats(weights)
     left = _without_signs(points, sign_code)
     fit = functools.partial(fit_padded, key=key, shards=shards)
     codebook, *_ = fit(left, weights, count, codewords, starts=options.starts)
@@ -252,7 +253,7 @@ def _in_units(
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Weights in units of their channels' scales, importance to match, the scales."""
     xp: Any = weight.__array_namespace__()
-    weight = weight.astype(xp.float32)
+    weight = weight.astype(xp.float32, copy=False)
     channel = channel_axis(weight.shape, axis)
     others = tuple(i for i in range(weight.ndim) if i != channel)
 

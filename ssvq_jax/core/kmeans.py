@@ -29,7 +29,7 @@ from ssvq_jax.core.sharding import (
     sharding_of,
     split_sharding,
 )
-from ssvq_jax.core.units import find_units, floats, normalize
+from ssvq_jax.core.units import find_units, floats, kept, normalize
 
 ITERATIONS = 100
 _SEEDING_POINTS_PER_CODEWORD = 16
@@ -222,23 +222,18 @@ def _of_parts(points, importance, start, key, options, split):
 def pad_points(
     points: Float[AnyArray, "n d"], importance: Float[AnyArray, "n ..."] | None
 ) -> tuple[Num[AnyArray, "padded d"], Num[AnyArray, "padded q"]]:
-    """Points and their weights, padded to one of few sizes.
+    """Points and their weights as `kept`, padded to one of few sizes.
 
-    In float32, but bfloat16 as its bits, uint16: copies of large weights take room.
     Weights are one per point (`q` is 1) or one per coordinate (`q` is `d`); those of
     the padding are 0. NumPy arrays give NumPy arrays.
     """
     xp: Any = points.__array_namespace__()
     count, _ = points.shape
     weights = xp.ones_like(points[:, :1]) if importance is None else importance
+    points, weights = kept(points), kept(weights.reshape(count, -1))
     padding = ((0, padded_count(count) - count), (0, 0))
-    weights = xp.pad(weights.reshape(count, -1), padding)
-    points = xp.pad(points, padding) if padding[0][1] else points
-
-    def kept(x):
-        return x.view(xp.uint16) if x.dtype == jnp.bfloat16 else x.astype(xp.float32)
-
-    return kept(points), kept(weights)
+    weights = xp.pad(weights, padding)
+    return xp.pad(points, padding) if padding[0][1] else points, weights
 
 
 def fit_padded(

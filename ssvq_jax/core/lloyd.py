@@ -62,9 +62,9 @@ def lloyd(
     """Codebook, codes and inertia after Lloyd's algorithm from `start`.
 
     Args:
-      points: Of a padded count, float32 or the bits of bfloat16: see `floats`.
-      weights: One per point (`q` is 1) or one per coordinate (`q` is `d`); those of
-        the padding are 0.
+      points: Of a padded count, as `kept`.
+      weights: One per point (`q` is 1) or one per coordinate (`q` is `d`), as `kept`;
+        those of the padding are 0.
       start: The first codebook.
       count: How many points are in use.
       iterations: Upper limit; ends early once nothing changes.
@@ -284,8 +284,7 @@ def _reseed(
     """Move dead codewords to the points that are worst served by their own."""
     count = min(means.shape[0], distances.shape[0])  # of every part's points
     distance, worst = jax.lax.top_k(distances, count)
-    farthest = floats(points[worst]), floats(weights[worst])
-    candidates, _ = normalize(*farthest, units)
+    candidates, _ = normalize(floats(points[worst]), floats(weights[worst]), units)
     distance, candidates = shards.gather(distance), shards.gather(candidates)
     distance, worst = jax.lax.top_k(distance, means.shape[0])
     rank = jnp.cumsum(dead) - 1  # the r-th dead codeword takes the r-th worst point

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
+from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.sharding import WHOLE, Shards
 
 SMALL_CHUNK = 8192  # points, where there is one chunk, and for passes beside Lloyd's
@@ -34,17 +35,17 @@ def find_units(
     """The units that make points and weights of about 1, of all parts together.
 
     Args:
-      points: For `floats`, as weights are.
-      weights: One per point or coordinate.
+      points: As `kept`.
+      weights: As `kept`, one per point or coordinate.
       shards: As of `lloyd`.
     """
 
     def enlarge(largest, x, w):
-        sizes = jnp.where(w > 0, jnp.abs(x), 0.0), w
-        return tuple(map(jnp.maximum, largest, map(jnp.max, sizes)))
+        size = jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0))
+        return jnp.maximum(largest[0], size), jnp.maximum(largest[1], jnp.max(w))
 
-    zeros = 2 * (jnp.zeros_like(points[0, 0], jnp.float32),)
-    largest = over_chunks(enlarge, zeros, points, weights)
+    zero = jnp.zeros_like(points[0, 0], jnp.float32)
+    largest = over_chunks(enlarge, (zero, zero), points, weights)
     scale, weight = (_power_of_two(shards.max(x)) for x in largest)
 
     def add(sums, x, w):
@@ -52,15 +53,21 @@ def find_units(
         return sums[0] + w, sums[1] + x * w
 
     size = math.gcd(points.shape[0], SMALL_CHUNK)
-    blank = (jnp.zeros_like(x[:size], jnp.float32) for x in (weights, points))
-    sums = over_chunks(add, tuple(blank), points, weights)
+    blank = (
+        jnp.zeros_like(weights[:size], jnp.float32),
+        jnp.zeros_like(points[:size], jnp.float32),
+    )
+    sums = over_chunks(add, blank, points, weights)
     mass, mean = (shards.sum(_sum_rows(x)) for x in sums)
     mean = jnp.where(mass > 0, mean / jnp.where(mass > 0, mass, 1.0), 0.0)
     return Units(scale, mean, weight)
 
 
 def over_chunks(function: Callable[..., Any], start: Any, *arrays: Array) -> Any:
-    """Fold a function over chunks of arrays: no temporary is larger than a chunk."""
+    """Fold a function over chunks of arrays: no temporary is larger than a chunk.
+
+    Of what is `kept` they are `floats`.
+    """
     count = arrays[0].shape[0]
     size = math.gcd(count, SMALL_CHUNK)
 
@@ -75,11 +82,18 @@ def chunk(x: Array, i: Int[Array, ""] | int, size: int) -> Array:
     return floats(jax.lax.dynamic_slice_in_dim(x, i * size, size))
 
 
-def floats(x: Array) -> Array:
-    """What is kept as bits of bfloat16, uint16, as float32; anything else as it is.
+def kept(x: AnyArray) -> AnyArray:
+    """As float32, but bfloat16 as its bits, uint16: see `floats`.
 
-    Slices of bfloat16 itself XLA's CPU backend takes of a float32 copy of all of it.
+    Copies of large weights take room, and XLA's CPU backend slices bfloat16 by way of a
+    float32 copy of all of it.
     """
+    xp: Any = x.__array_namespace__()
+    return x.view(xp.uint16) if x.dtype == jnp.bfloat16 else x.astype(xp.float32)
+
+
+def floats(x: Array) -> Array:
+    """Float32 of what is `kept`; integers that are not uint16 stay."""
     if x.dtype != jnp.uint16:
         return x
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)

@@ -1,7 +1,6 @@
 """Checkpoints of other programs: arrays by name, each read when it is asked for."""
 
 import abc
-import functools
 import importlib
 import json
 import math
@@ -120,33 +119,32 @@ class _Tensors(Source):
             self.files += (os.fspath(path),)
             self.shards = {x.name: sorted(names or ()) for x, names in listed.items()}
         self.metadata = opened[0].metadata() or {}
-        self._places = {
-            name: (file, place)
-            for file, place in zip(opened, map(os.fspath, listed), strict=True)
-            for name in file.keys()  # noqa: SIM118 (no mapping)
-        }
+        self._places = {}
+        for file, place in zip(opened, map(os.fspath, listed), strict=True):
+            start, header = _header(place)
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                self._places[name] = place, start, header[name]
         self.names = sorted(self._places)
-        self._header = functools.cache(_header)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._places[name][0].get_slice(name).get_shape())
+        *_, known = self._places[name]
+        return tuple(known["shape"])
 
     def dtype(self, name: str) -> np.dtype:
-        dtype = self._places[name][0].get_slice(name).get_dtype()
-        if dtype not in DTYPES:
-            raise FormatError(f"dtype {dtype} is not supported")
-        return jnp.dtype(DTYPES[dtype])
+        *_, known = self._places[name]
+        if known["dtype"] not in DTYPES:
+            raise FormatError(f"dtype {known['dtype']} is not supported")
+        return jnp.dtype(DTYPES[known["dtype"]])
 
     def read(self, name: str) -> np.ndarray:
-        _, path = self._places[name]
-        dtype = self.dtype(name)
-        # The library leaves float8 and float4 to NumPy, which does not have them, and
-        # keeps what it has read in memory, as pages of the file.
+        path, start, known = self._places[name]
+        tensor = Tensor(NAMES[self.dtype(name).name], self.shape(name))
+        first, end = known["data_offsets"]
+        # Not by the library: it has no float8 and float4, and what it has read stays in
+        # memory, as pages of its map.
         with naming(_NO_TENSORS):
-            start, header = self._header(path)
-            first, end = header[name]["data_offsets"]
             data = np.fromfile(path, np.uint8, end - first, offset=start + first)
-            return from_bytes(Tensor(NAMES[dtype.name], self.shape(name)), data)
+            return from_bytes(tensor, data)
 
 
 def _opened(path: str, listed: set[str] | None) -> Any:

@@ -79,7 +79,6 @@ def test_bfloat16_weights(codec):
 @pytest.mark.parametrize("codec", [ssvq.VQ(4, 4), ssvq.SSVQ(4, 8, sign_code="hamming")])
 @pytest.mark.parametrize("counted", [False, True])
 def test_bfloat16_clusters_as_float32(codec, counted):
-    """Under `jit` and where weights are large its bits are kept, not a float32 copy."""
     weight = normal((27, 13), jnp.bfloat16)
     importance = jnp.abs(normal((27, 13)))[::-1] if counted else None
 

@@ -266,11 +266,16 @@ def test_few_programs_for_many_sizes(key):
 
 
 @pytest.mark.parametrize("form", ["unrolled", "product"])
-@pytest.mark.parametrize(("n", "d", "k"), [(1 << 20, 4, 64), (1 << 17, 8, 4096)])
-def test_memory_is_at_most_64_mib_above_the_points(n, d, k, form):
-    points, weights = (
-        jax.ShapeDtypeStruct((n, columns), jnp.float32) for columns in (d, 1)
-    )
+@pytest.mark.parametrize(
+    ("dtype", "n", "d", "k"),
+    [
+        ("float32", 1 << 20, 4, 64),
+        ("float32", 1 << 17, 8, 4096),
+        ("uint16", 1 << 21, 32, 16),  # the bits of bfloat16; in float32 256 MiB
+    ],
+)
+def test_memory_is_at_most_64_mib_above_the_points(dtype, n, d, k, form):
+    points, weights = (jax.ShapeDtypeStruct((n, columns), dtype) for columns in (d, 1))
     start = jax.ShapeDtypeStruct((k, d), jnp.float32)
     program = lloyd._lloyd.lower(points, weights, start, n, iterations=5, form=form)
     used = program.compile().memory_analysis()

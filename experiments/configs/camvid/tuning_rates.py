@@ -16,6 +16,7 @@ from experiments.training.config import Experiment
 METHODS = ("float", "uniform", "mvq", "vq", "coded")
 RATES = (1e-4, 3e-4)
 BEYOND = {"float": (1e-3,)}
+"""More for some."""
 
 
 def runs() -> dict[str, Experiment]:

@@ -22,7 +22,7 @@ METHODS = ("uniform", "mvq", "vq", "coded")
 def runs() -> dict[str, Experiment]:
     """The float network, plain-METHOD-4 and METHOD-BITS."""
     found = {"float": tested(NETWORK, None)}
-    # With fewer bits the weights alone give codes that find nothing: see bits.py.
+    # With fewer bits the weights alone give codes that find no boxes.
     for name, run in plain(NETWORK, PLAIN, (4,)).items():
         found[f"plain-{name}"] = run
     for method, bits in reached(METHODS, (1.5, 2, 3, 4)):
