@@ -5,7 +5,7 @@ python -m experiments.compress experiments/configs/coco/instances_tuning.py \
 
 Five epochs of 180 training images from the codes of instances_bits.py, to match the
 float network's boxes and masks. "before" is the score of the codes. Rates are those of
-tuning.py, sought for boxes.
+tuning.py, sought for boxes. Not run here yet.
 """
 
 from experiments.configs.coco._coco import reached, tuned
