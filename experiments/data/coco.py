@@ -11,6 +11,7 @@ from experiments.data.images import builder_of_files, open_source
 
 CLASSES = 80
 """Things of COCO; what has a larger label in panoptic sets is stuff, and left out."""
+_WITH_STUFF = 133
 
 
 def open_split(
@@ -88,6 +89,11 @@ def _objects(example: Any, *, masks: bool = False) -> Example:
     drawn = []
     if panoptic:
         numbers = segments(example["panoptic_image"])
+        if numbers.shape != image.shape[:2]:
+            raise ValueError(
+                f"image {example['image/id']}: panoptic image: expected the image's "
+                f"{image.shape[:2]} pixels, got {numbers.shape}"
+            )
         area = _areas(numbers, objects["id"])
         if masks:
             drawn = [numbers == int(i) for i in objects["id"]]
@@ -96,10 +102,11 @@ def _objects(example: Any, *, masks: bool = False) -> Example:
         area = [np.count_nonzero(mask) for mask in drawn]
     else:
         area = objects["area"]
-    known = (labels >= 0) & (labels < CLASSES)
-    if not np.all(known | ~kept):
+    most = _WITH_STUFF if panoptic else CLASSES
+    known = (labels >= 0) & (labels < most)
+    if not np.all(known):
         raise ValueError(
-            f"image {example['image/id']}: label: expected 0 to {CLASSES - 1}, "
+            f"image {example['image/id']}: label: expected 0 to {most - 1}, "
             f"got {labels[~known][0]}"
         )
     height, width = image.shape[:2]

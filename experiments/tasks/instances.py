@@ -129,7 +129,10 @@ class InstanceSegmentation(Detection):
         return super().loss(outputs.found, batch) + own
 
     def match(self, outputs: Any, target: Any) -> jax.Array:
-        """That of `Detection`, and of masks where the other is surest of objects."""
+        """That of `Detection`, and of masks where the other is surest of objects.
+
+        Masks at all locations would be millions of pixels an image.
+        """
         _require_masked(outputs)
         score = target.found[..., 4]
         _, places = jax.lax.top_k(score, min(_LEARNED, score.shape[1]))

@@ -64,6 +64,31 @@ def test_objects_of_the_plain_form_and_images_without_any():
         _objects(other)
 
 
+def test_panoptic_objects_leave_stuff_out_and_are_checked():
+    numbers = np.zeros((10, 20, 3), np.uint8)
+    numbers[2:4, :5, 0] = 9  # the first of little-endian bytes
+    objects = {
+        "id": [9, 300],
+        "bbox": [[0.2, 0.0, 0.4, 0.25], [0.0, 0.0, 1.0, 1.0]],
+        "label": [7, 132],
+        "is_crowd": [False, False],
+    }
+    example = {
+        "image": np.zeros((10, 20, 3), np.uint8),
+        "image/id": 5,
+        "panoptic_image": numbers,
+        "panoptic_objects": objects,
+    }
+    found = _objects(example, masks=True)
+    assert found["labels"] == [7] and found["area"] == [10]
+    assert found["masks"].shape == (1, 10, 20) and found["masks"].sum() == 10
+    other = {**example, "panoptic_objects": {**objects, "label": [7, 133]}}
+    with pytest.raises(ValueError, match="image 5: label: expected 0 to 132, got 133"):
+        _objects(other)
+    with pytest.raises(ValueError, match=r"image 5: panoptic image: .*\(10, 20\)"):
+        _objects({**example, "panoptic_image": numbers[:, :-1]})
+
+
 def test_what_cannot_be_read_says_why(tmp_path):
     with pytest.raises(NotPreparedError, match="2017: cannot be read(.|\n)*--data"):
         open_split("coco/2017", None, tmp_path)

@@ -97,6 +97,16 @@ def test_another_network_is_matched_best_by_itself(rng):
     target, other = _outputs(rng, 2), _outputs(rng, 2)
     match = jax.jit(task.match)
     assert match(target, target) < match(0.9 * target + 0.1 * other, target)
+    places, total, mass = boxes.locations(64), 0.0, 0.0
+    found, wanted = (np.asarray(boxes.decode(x, places)) for x in (other, target))
+    chance = 1 / (1 + np.exp(-target))
+    for i, j in np.ndindex(target.shape[:2]):
+        weight = chance[i, j, 4]
+        losses = 5 * (1 - plain_overlap(found[i, j], wanted[i, j]) ** 2)
+        losses += _entropy(other[i, j, 5:], chance[i, j, 5:]).sum()
+        total += weight * losses + _entropy(other[i, j, 4], weight)
+        mass += weight
+    assert match(other, target) == pytest.approx(total / mass, rel=1e-4)
     gradient = jax.grad(task.match)(jnp.asarray(target), target)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
 

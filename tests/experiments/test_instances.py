@@ -95,6 +95,17 @@ def test_another_network_is_matched_best_by_itself(rng):
     nothing = target._replace(found=target.found - 200)
     assert match(target, nothing) < 1000 and match(nothing, nothing) < 1e-6
     assert match(target, target) < match(mixed, target)
+    total, mass = 0.0, 0.0
+    for i, scores in enumerate(target.found[..., 4]):
+        for place in np.argsort(-scores)[:50]:
+            logits, wanted = (
+                x.prototypes[i] @ x.coefficients[i, place] for x in (other, target)
+            )
+            weight = 1 / (1 + np.exp(-scores[place]))
+            total += weight * _entropy(logits, 1 / (1 + np.exp(-wanted))).mean()
+            mass += weight
+    plain = super(InstanceSegmentation, TASK).match(other.found, target.found)
+    np.testing.assert_allclose(match(other, target) - plain, total / mass, rtol=1e-4)
     gradient = jax.grad(TASK.match)(jax.tree.map(jnp.asarray, target), target)
     for leaf in jax.tree.leaves(gradient):
         np.testing.assert_allclose(leaf, 0, atol=1e-5)

@@ -12,7 +12,8 @@ FLOPs per step of 64 images and 2.8e11 of 16.
 
 The paper has SSVQ over VQ by 5 AP at 20 times on COCO, and over MVQ by 1.2 points of
 mean IoU at 19 times on Pascal VOC, of which tensorflow-datasets has boxes alone, no
-classes of pixels: hence Cityscapes. Not run here.
+classes of pixels: hence Cityscapes. Images come one by one, without mosaic. Not run
+here.
 """
 
 from experiments.configs._methods import paper_recipe
