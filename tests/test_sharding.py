@@ -120,7 +120,7 @@ PROGRAMS += [(CODECS[i], P("x"), AxisType.Explicit) for i in (2, 5, 6)]
 def test_no_device_holds_a_whole_weight(codec, spec, kind, key):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
     weight = jax.ShapeDtypeStruct(
-        (8192, 512), jnp.float32, sharding=NamedSharding(mesh, spec)
+        (32768, 1024), jnp.float32, sharding=NamedSharding(mesh, spec)
     )
     encode = jax.jit(lambda weight: ssvq.encode(codec, weight, key=key))
     program = encode.lower(weight).compile()
@@ -132,8 +132,9 @@ def test_no_device_holds_a_whole_weight(codec, spec, kind, key):
     sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
     # A sample to begin with, or a part for another.
     assert max(sizes, default=0) <= math.prod(weight.shape) / 8
-    memory = program.memory_analysis()
-    assert memory.argument_size_in_bytes < 0.2 * math.prod(weight.shape) * 4
+    memory = program.memory_analysis()  # of one device
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert held + memory.temp_size_in_bytes < 4 * math.prod(weight.shape)
 
 
 def test_points_in_shard_map(kind, rng, key):

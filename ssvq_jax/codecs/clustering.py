@@ -201,11 +201,11 @@ def _fit_coded(
     fit = functools.partial(fit_padded, key=key, shards=shards)
     codebook, *_ = fit(left, weights, count, codewords, starts=options.starts)
     for _ in range(_ROUNDS):
-        _, left, _ = _chosen(points, weights, codebook, sign_code)
+        left = _without_chosen(points, weights, codebook, sign_code)
         codebook, *_ = fit(
             left, weights, count, codewords, iterations=_ITERATIONS, start=codebook
         )
-    codes, _, signs = _chosen(points, weights, codebook, sign_code)
+    codes, signs = _chosen(points, weights, codebook, sign_code)
     return codebook, codes, signs
 
 
@@ -215,11 +215,16 @@ def _without_signs(points, sign_code):
 
 
 @functools.partial(jax.jit, static_argnums=3)
+def _without_chosen(points, weights, codebook, sign_code):
+    return points * _chosen(points, weights, codebook, sign_code).factors
+
+
+@functools.partial(jax.jit, static_argnums=3)
 def _chosen(points, weights, codebook, sign_code):
-    importance = jnp.broadcast_to(weights, points.shape)
+    # One weight for all of a point changes nothing.
+    importance = weights if weights.shape == points.shape else None
     table = words(sign_code, points.shape[1])
-    codes, signs = nearest(points, codebook, table, importance=importance)
-    return codes, signs * points, signs
+    return nearest(points, codebook, table, importance=importance)
 
 
 def _cut(
