@@ -27,8 +27,9 @@ def _tree(codec, rng, key, sharding=None):
     return ssvq.compress(params, [ssvq.Rule("kernel", codec)], key=key)
 
 
-def _restored(tree, folder):
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+def _restored(tree, folder, abstract=None):
+    if abstract is None:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "checkpoint", tree)
         checkpointer.wait_until_finished()
@@ -62,6 +63,33 @@ def test_a_sharded_tree_comes_back_sharded(axis_type, tmp_path, rng, key):
     np.testing.assert_array_equal(
         ssvq.decode(restored)["kernel"], ssvq.decode(tree)["kernel"]
     )
+
+
+@pytest.mark.parametrize("count", [8, 2])
+@pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+def test_a_sharded_tree_comes_back_on_another_number_of_devices(
+    count, tmp_path, rng, key
+):
+    split = PartitionSpec(None, "model")
+    few, others = (
+        NamedSharding(jax.make_mesh((n,), ("model",)), split) for n in (4, count)
+    )
+    for name, codec in (("signs", CODECS[1]), ("mask", CODECS[3])):
+        tree = ssvq.finalize(_tree(codec, rng, key, few))
+        assert getattr(tree["kernel"], name).sharding.is_equivalent_to(few, 3)
+
+        def placed(leaf):
+            spec = getattr(leaf.sharding, "spec", PartitionSpec())
+            own = NamedSharding(others.mesh, spec)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
+
+        restored = _restored(tree, tmp_path / name, jax.tree.map(placed, tree))
+        chex.assert_trees_all_equal(restored, tree)
+        found = getattr(restored["kernel"], name)
+        assert found.sharding.is_equivalent_to(others, 3)
+        np.testing.assert_array_equal(
+            ssvq.decode(restored)["kernel"], ssvq.decode(tree)["kernel"]
+        )
 
 
 @pytest.mark.usefixtures("standard_promotion", "unchecked_types")
