@@ -5,10 +5,12 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ssvq_jax.codecs import is_compressed
 from ssvq_jax.export import FormatError, PackedFile
 from ssvq_jax.export.container import DTYPES, bytes_of
 from ssvq_jax.export.description import KEY
@@ -85,7 +87,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         stored = self.stored[name]
         if self.packed is not None:
-            decoded, dtype = np.asarray(decode(self.packed[stored])), self.dtype(name)
+            decoded, dtype = _decoded(self.packed[stored]), self.dtype(name)
             # What float8 cannot hold would be NaN; what was not compressed, it holds.
             if dtype.name in UPCAST and stored in self.packed.entries:
                 largest = float(jnp.finfo(dtype).max)
@@ -126,6 +128,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def lazy(self, name: str) -> "LazyArray":
         """A stand-in for a weight that reads it whenever NumPy asks for it."""
         return LazyArray(self, name)
+
+
+def _decoded(x: Any) -> np.ndarray:
+    """A parameter's values; large ones part by part, for less room."""
+    if not is_compressed(x):
+        return np.asarray(x)
+    values = np.empty(x.array_shape, x.dtype)
+    for place, part in x.slabs():
+        values[place] = decode(part)
+    return values
 
 
 class LazyArray:

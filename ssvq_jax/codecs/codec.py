@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -197,6 +197,36 @@ class Compressed(abc.ABC):
             jax.tree.map(lambda x, i=i: slice_of(jnp.asarray(x), i), self)
             for i in range(self.stack[0])
         ]
+
+    def slabs(
+        self, weights: int = 1 << 24
+    ) -> Iterator[tuple[tuple[slice, ...], "Compressed"]]:
+        """Parts of about so many weights, and where they lie: to decode in less room.
+
+        A stack, a vector and what is smaller come as one.
+        """
+        others = [i for i in range(len(self.shape)) if i != self.axis]
+        if self.stack or not others or self.size <= weights:
+            yield (slice(None),) * len(self.array_shape), self
+            return
+        cut = max(others, key=self.shape.__getitem__)
+        length = self.shape[cut]
+        rows = max(2, weights * length // self.size)
+        # One row alone is no table of rows any more: see `channel_axis`.
+        for start in range(0, max(length - 1, 1), rows):
+            place = slice(start, length if start + rows >= length - 1 else start + rows)
+            shape = list(self.shape)
+            shape[cut] = place.stop - start
+            part = self.replace(shape=tuple(shape))
+            leaves = {}
+            for name, wanted in part.shapes().items():
+                leaf = getattr(self, name)
+                sizes = zip(jnp.shape(leaf), wanted, strict=True)
+                at = tuple(place if a != b else slice(None) for a, b in sizes)
+                leaves[name] = leaf[at] if at else leaf
+            where = [slice(None)] * len(shape)
+            where[cut] = place
+            yield tuple(where), part.replace(**leaves)
 
     @property
     @abc.abstractmethod

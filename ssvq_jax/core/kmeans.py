@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, Integer, Num, PRNGKeyArray, UInt32
 
 from ssvq_jax.core.blocks import AnyArray
 from ssvq_jax.core.checks import (
@@ -157,7 +157,7 @@ def fit_codebook(
         starts=starts,
         shards=Shards((total,), (names,)) if names else WHOLE,
     )
-    return codebook, codes[:count], inertia
+    return codebook, codes[:count].astype(jnp.int32), inertia
 
 
 class _Options(NamedTuple):
@@ -247,7 +247,7 @@ def fit_padded(
     start: Float[Array, "k d"] | None = None,
     starts: int = 1,
     shards: Shards = WHOLE,
-) -> tuple[Float[Array, "k d"], Int[Array, " padded"], Float[Array, ""]]:
+) -> tuple[Float[Array, "k d"], Integer[Array, " padded"], Float[Array, ""]]:
     """`fit_codebook` on what `pad_points` gives for `count` points, unchecked.
 
     With `shards` points, weights, count and codes are those of a part: see `lloyd`.

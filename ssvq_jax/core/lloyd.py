@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Integer, Num
 
 from ssvq_jax.core.lookup import sum_by_code
 from ssvq_jax.core.sharding import WHOLE, Shards
@@ -58,8 +58,10 @@ def lloyd(
     *,
     iterations: int,
     shards: Shards = WHOLE,
-) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
+) -> tuple[Float[Array, "k d"], Integer[Array, " n"], Float[Array, ""]]:
     """Codebook, codes and inertia after Lloyd's algorithm from `start`.
+
+    Codes are uint8 up to 256 codewords, else int32.
 
     Args:
       points: Of a padded count, as `kept`.
@@ -95,7 +97,7 @@ def _iterate(
     iterations: int,
     form: Form,
     shards: Shards = WHOLE,
-) -> tuple[Float[Array, "k d"], Int[Array, " n"], Float[Array, ""]]:
+) -> tuple[Float[Array, "k d"], Integer[Array, " n"], Float[Array, ""]]:
     units = find_units(points, weights, shards)
 
     def unsettled(state):
@@ -121,7 +123,8 @@ def _iterate(
 
     start = start * (1 / units.scale) - units.mean
     unknown = jnp.ones_like(start[0, 0], bool)
-    state = (0, unknown, start, jnp.zeros_like(points[:, 0], jnp.int32))
+    codes = jnp.zeros_like(points[:, 0], _code_dtype(start.shape[0]))
+    state = (0, unknown, start, codes)
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
 
     distances = _distances(points, weights, units, codebook, codes)
@@ -148,7 +151,7 @@ def _visit(
     codebook: Float[Array, "k d"],
     count: Int[Array, ""] | int,
     form: Form,
-) -> tuple[Int[Array, " n"], Float[Array, "k dq"]]:
+) -> tuple[Integer[Array, " n"], Float[Array, "k dq"]]:
     """One pass: codes, and the sums of their weighted points and of the weights.
 
     The nearest codeword has the largest score, since the distance is
@@ -174,13 +177,19 @@ def _visit(
         code = nearest(inputs, outputs, bias)
         sums_form = "scatter" if form == "unrolled" else "product"
         parts = [sum_by_code(part, code, codewords, sums_form) for part in (x * w, w)]
+        code = code.astype(codes.dtype)
         codes = jax.lax.dynamic_update_slice(codes, code, (i * size,))
         return codes, sums + jnp.concatenate(parts, axis=1)
 
     shape = (codewords, dim + weights.shape[1])
     sums = jnp.zeros_like(points, jnp.float32, shape=shape)
-    blank = jnp.zeros_like(points[:, 0], jnp.int32), sums
+    blank = jnp.zeros_like(points[:, 0], _code_dtype(codewords)), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
+
+
+def _code_dtype(codewords: int) -> type:
+    """The smallest integers that `floats` leaves alone."""
+    return jnp.uint8 if codewords <= 256 else jnp.int32
 
 
 def _chunk(count: int, codewords: int, form: Form) -> int:
@@ -256,7 +265,7 @@ def _distances(
     weights: Num[Array, "n q"],
     units: Units,
     codebook: Float[Array, "k d"],
-    codes: Int[Array, " n"],
+    codes: Integer[Array, " n"],
 ) -> Float[Array, " n"]:
     """Weighted squared distance of every point to its codeword; 0 without weight."""
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ssvq_jax.codecs import Compressed, is_compressed
 from ssvq_jax.core.checks import as_array, largest_of
+from ssvq_jax.core.sharding import sharding_of
 from ssvq_jax.tree.paths import flatten, printable
 
 NOT_COMPRESSED = "not compressed"
@@ -184,7 +185,11 @@ def _relative_errors(
     unit = jnp.where(largest > 0, largest, 1.0)  # squares of large weights overflow
     # One by one: together XLA would keep what they are the sums of.
     norms = _squares(original, None, unit, sliced)
-    squares = _squares(original, node, unit, sliced)
+    if sliced or sharding_of(original) is not None:
+        squares = _squares(original, node, unit, sliced)
+    else:
+        parts = (_squares(original[at], x, unit, False) for at, x in node.slabs())
+        squares = sum(parts, jnp.zeros(()))
     total = _ratio(jnp.sum(squares), jnp.sum(norms))
     return total, jnp.max(_ratio(squares, norms)) if sliced else None
 

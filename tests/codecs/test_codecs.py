@@ -76,6 +76,32 @@ def test_bfloat16_weights(codec):
     np.testing.assert_allclose(error, exact, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("codec", [CODECS[i] for i in (0, 6, 8, 10, 11, 15)])
+@pytest.mark.parametrize(("shape", "axis"), [((27, 13), 0), ((13, 27), 1)])
+def test_slabs_decode_to_their_part(codec, shape, axis):
+    node = ssvq.encode(codec, normal(shape), key=jax.random.key(0), axis=axis)
+    decoded = np.full(shape, np.nan, np.float32)
+    for place, part in node.slabs(100):
+        assert part.size <= 127 and np.all(np.isnan(decoded[place]))
+        decoded[place] = ssvq.decode(part)
+    np.testing.assert_array_equal(decoded, ssvq.decode(node))
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "parts"),
+    [
+        ((64,), 1, 1),
+        ((1, 64), 1, 1),
+        ((4, 16), 64, 1),
+        ((4, 17), 1, 8),
+        ((3, 3, 1, 41), 250, 1),
+    ],
+)
+def test_as_many_slabs_as_there_is_room_for(shape, weights, parts):
+    node = ssvq.encode(ssvq.VQ(2, 4), normal(shape), key=jax.random.key(0))
+    assert len(list(node.slabs(weights))) == parts
+
+
 @pytest.mark.parametrize("codec", [ssvq.VQ(4, 4), ssvq.SSVQ(4, 8, sign_code="hamming")])
 @pytest.mark.parametrize("counted", [False, True])
 def test_bfloat16_clusters_as_float32(codec, counted):
