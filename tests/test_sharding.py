@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ssvq_jax as ssvq
+from ssvq_jax.codecs import codec as protocol
 
 CODECS = [
     ssvq.SSVQ(8, 8),
@@ -342,6 +343,17 @@ def test_sharding_that_does_not_divide_the_blocks(mesh, rng, key):
 
 
 @pytest.mark.usefixtures("standard_promotion")
+def test_a_report_beside_a_weight_on_one_device(mesh, rng, key, monkeypatch):
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    sharded = jax.device_put(weight, NamedSharding(mesh, P("x", "y")))
+    expected = ssvq.report(ssvq.encode(CODECS[4], weight, key=key), weight)
+    monkeypatch.setattr(protocol, "_SLAB", 150)
+    node = ssvq.encode(CODECS[4], sharded, key=key)
+    for original in (weight, sharded):
+        error = ssvq.report(node, original).rows[0].error
+        assert error == pytest.approx(expected.rows[0].error, rel=1e-5)
+
+
 def test_training_steps(mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     x = rng.normal(size=(8, 64)).astype(np.float32)

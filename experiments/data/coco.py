@@ -12,6 +12,7 @@ from experiments.data.images import builder_of_files, open_source
 CLASSES = 80
 """Things of COCO; what has a larger label in panoptic sets is stuff, and left out."""
 _WITH_STUFF = 133
+"""Things and stuff."""
 
 
 def open_split(

@@ -163,6 +163,7 @@ class CodebookWeight(Compressed):
     channel_scale: Any = None
 
     labels: ClassVar = {"codebook": "codebook", "channel_scale": "codebook"}
+    separable: ClassVar = True
 
     @property
     def grid_leaf(self):

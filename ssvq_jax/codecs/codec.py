@@ -36,6 +36,7 @@ from ssvq_jax.core.sharding import (
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
 WEIGHT_DTYPES = ("float64", *SCALE_DTYPES)
+_SLAB = 1 << 24  # weights
 
 FieldKind = Literal["weights", "codes", "signs", "masks", "codebooks"]
 """What stored values are, for whoever counts bytes; scales belong to the codebooks."""
@@ -152,6 +153,10 @@ class Compressed(abc.ABC):
     """What a bit of 0 or 1 multiplies the codeword by; `(1,)` where there are no bits,
     and `None` for codecs without a codebook."""
 
+    separable: ClassVar[bool] = False
+    """Whether a part of the weight is that of the same part of the leaves, along any
+    axis but `axis`: see `slabs`."""
+
     classes: ClassVar[dict[str, type["Compressed"]]] = {}
     """The node classes by name."""
 
@@ -198,34 +203,45 @@ class Compressed(abc.ABC):
             for i in range(self.stack[0])
         ]
 
-    def slabs(
-        self, weights: int = 1 << 24
-    ) -> Iterator[tuple[tuple[slice, ...], "Compressed"]]:
-        """Parts of about so many weights, and where they lie: to decode in less room.
+    def slabs(self) -> Iterator[tuple[tuple[slice, ...], "Compressed"]]:
+        """Parts of a large weight, to decode one after the other, in less room.
 
-        A stack, a vector and what is smaller come as one.
+        Yields:
+          Where the part lies in what `decode` gives, and its node. Together they are
+          the weight. A stack, a vector, what is split over devices or has not more than
+          2^24 weights comes as one.
+
+        Raises:
+          ValueError: A leaf that is missing or of another shape.
         """
+        self.check()
         others = [i for i in range(len(self.shape)) if i != self.axis]
-        if self.stack or not others or self.size <= weights:
+        is_split = any(sharding_of(leaf) for leaf in self.leaves().values())
+        if (
+            self.size <= _SLAB
+            or self.stack
+            or not (self.separable and others)
+            or is_split
+        ):
             yield (slice(None),) * len(self.array_shape), self
             return
         cut = max(others, key=self.shape.__getitem__)
         length = self.shape[cut]
-        rows = max(2, weights * length // self.size)
         # One row alone is no table of rows any more: see `channel_axis`.
+        rows = max(2, _SLAB * length // self.size)
         for start in range(0, max(length - 1, 1), rows):
-            place = slice(start, length if start + rows >= length - 1 else start + rows)
+            span = slice(start, length if start + rows >= length - 1 else start + rows)
             shape = list(self.shape)
-            shape[cut] = place.stop - start
+            shape[cut] = span.stop - start
             part = self.replace(shape=tuple(shape))
             leaves = {}
             for name, wanted in part.shapes().items():
                 leaf = getattr(self, name)
                 sizes = zip(jnp.shape(leaf), wanted, strict=True)
-                at = tuple(place if a != b else slice(None) for a, b in sizes)
+                at = tuple(span if a != b else slice(None) for a, b in sizes)
                 leaves[name] = leaf[at] if at else leaf
             where = [slice(None)] * len(shape)
-            where[cut] = place
+            where[cut] = span
             yield tuple(where), part.replace(**leaves)
 
     @property

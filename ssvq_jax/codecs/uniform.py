@@ -169,6 +169,7 @@ class UniformWeight(Compressed):
     codes: Any = None
 
     linear_leaves: ClassVar = ("scale",)
+    separable: ClassVar = True
 
     @property
     def grid_leaf(self):

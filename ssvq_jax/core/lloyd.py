@@ -123,7 +123,7 @@ def _iterate(
 
     start = start * (1 / units.scale) - units.mean
     unknown = jnp.ones_like(start[0, 0], bool)
-    codes = jnp.zeros_like(points[:, 0], _code_dtype(start.shape[0]))
+    codes = jnp.zeros_like(points[:, 0], _kept_codes(start.shape[0]))
     state = (0, unknown, start, codes)
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
 
@@ -183,12 +183,12 @@ def _visit(
 
     shape = (codewords, dim + weights.shape[1])
     sums = jnp.zeros_like(points, jnp.float32, shape=shape)
-    blank = jnp.zeros_like(points[:, 0], _code_dtype(codewords)), sums
+    blank = jnp.zeros_like(points[:, 0], _kept_codes(codewords)), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
 
 
-def _code_dtype(codewords: int) -> type:
-    """The smallest integers that `floats` leaves alone."""
+def _kept_codes(codewords: int) -> type:
+    """In little room; uint16 would be bfloat16's bits for `floats`."""
     return jnp.uint8 if codewords <= 256 else jnp.int32
 
 

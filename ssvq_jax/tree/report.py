@@ -189,7 +189,7 @@ def _relative_errors(
         squares = _squares(original, node, unit, sliced)
     else:
         parts = (_squares(original[at], x, unit, False) for at, x in node.slabs())
-        squares = sum(parts, jnp.zeros(()))
+        squares = functools.reduce(jnp.add, parts)
     total = _ratio(jnp.sum(squares), jnp.sum(norms))
     return total, jnp.max(_ratio(squares, norms)) if sliced else None
 
