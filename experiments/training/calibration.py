@@ -167,20 +167,20 @@ class Calibrated:
         named, treedef = flatten(program.params)
 
         @jax.jit
-        def outputs(leaves, statistics, inputs):
+        def matched(leaves, statistics, target, inputs):
             params = jax.tree.unflatten(treedef, leaves)
-            return program.module(params, statistics)(inputs)
-
-        def matched(leaves, target, inputs):
-            found = outputs(list(leaves.values()), program.statistics, inputs)
+            found = program.module(params, statistics)(inputs)
             return task.match(found, found if target is None else target), found
 
-        least, targets = zip(*(matched(named, None, x) for x in batches), strict=True)
+        def match(leaves, target, inputs):
+            return matched(list(leaves.values()), program.statistics, target, inputs)
+
+        least, targets = zip(*(match(named, None, x) for x in batches), strict=True)
 
         def divergence(tree):
             leaves = {**named, **ssvq.decode(tree)}
             found = [
-                matched(leaves, target, x)[0] - own
+                match(leaves, target, x)[0] - own
                 for own, target, x in zip(least, targets, batches, strict=True)
             ]
             return max(float(sum(found)), 0.0)  # rounding may take it below
