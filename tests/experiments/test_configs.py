@@ -13,6 +13,7 @@ from flax import nnx
 
 import ssvq_jax as ssvq
 from experiments.configs import _methods as methods
+from experiments.configs.camvid import tuning as streets
 from experiments.configs.cifar10 import _cifar10 as cifar10
 from experiments.configs.cifar10 import starts, three_bits
 from experiments.configs.cifar100 import _cifar100 as cifar100
@@ -147,6 +148,7 @@ def _best(config_name, start, metric):
         ("cifar10/three_bits_rates", three_bits.RATES, "top1"),
         ("cifar100/rates", cifar100.RATES, "top1"),
         ("coco/tuning_rates", {m: (x, x) for m, x in boxes.RATES.items()}, "ap"),
+        ("camvid/tuning_rates", {m: (x, x) for m, x in streets.RATES.items()}, "miou"),
     ],
 )
 def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen, metric):
