@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from flax import nnx
 
@@ -136,10 +137,10 @@ def tuned(
         for no tuning at all.
       data: These.
     """
-    start = calibrated(network, method, bits)
+    task: Any = TASKS[network]
     return dataclasses.replace(
-        start,
-        task=dataclasses.replace(start.task, flip=True),
+        calibrated(network, method, bits),
+        task=dataclasses.replace(task, flip=True),
         data=data,
         optimization=Optimization(
             epochs=5 if rate else 0,
