@@ -22,6 +22,7 @@ from ssvq_jax.core.blocks import (
     to_blocks,
 )
 from ssvq_jax.core.kmeans import Key, fit_padded, pad_points
+from ssvq_jax.core.lloyd import code_dtype
 from ssvq_jax.core.sharding import (
     WHOLE,
     Shards,
@@ -295,8 +296,3 @@ def _in_units(
     # What does not count may be too large in these units.
     weight = xp.where(counted > 0, weight, 0.0) / scale
     return weight, counted, scale.reshape(-1)
-
-
-def code_dtype(codewords: int) -> np.dtype:
-    """The smallest unsigned integer type that holds codes below `codewords`."""
-    return np.min_scalar_type(codewords - 1)

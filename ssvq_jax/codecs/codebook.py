@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ssvq_jax.codecs.clustering import cluster, code_dtype
+from ssvq_jax.codecs.clustering import cluster
 from ssvq_jax.codecs.codec import SCALE_DTYPES, Codec, Compressed, Field
 from ssvq_jax.codecs.nearest import nearest, take
 from ssvq_jax.core.blocks import channel_shape, from_blocks, grid_shape
@@ -20,6 +20,7 @@ from ssvq_jax.core.checks import (
     require_integer,
 )
 from ssvq_jax.core.kmeans import Key
+from ssvq_jax.core.lloyd import code_dtype
 from ssvq_jax.core.lookup import take_codewords
 
 _CODEBOOK_DTYPES = (*SCALE_DTYPES, "int8")

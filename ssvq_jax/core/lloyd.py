@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Integer, Num
 
@@ -61,7 +62,7 @@ def lloyd(
 ) -> tuple[Float[Array, "k d"], Integer[Array, " n"], Float[Array, ""]]:
     """Codebook, codes and inertia after Lloyd's algorithm from `start`.
 
-    Codes are uint8 up to 256 codewords, else int32.
+    Codes are of `code_dtype`.
 
     Args:
       points: Of a padded count, as `kept`.
@@ -123,7 +124,7 @@ def _iterate(
 
     start = start * (1 / units.scale) - units.mean
     unknown = jnp.ones_like(start[0, 0], bool)
-    codes = jnp.zeros_like(points[:, 0], _kept_codes(start.shape[0]))
+    codes = jnp.zeros_like(points[:, 0], code_dtype(start.shape[0]))
     state = (0, unknown, start, codes)
     _, _, codebook, codes = jax.lax.while_loop(unsettled, iterate, state)
 
@@ -183,13 +184,13 @@ def _visit(
 
     shape = (codewords, dim + weights.shape[1])
     sums = jnp.zeros_like(points, jnp.float32, shape=shape)
-    blank = jnp.zeros_like(points[:, 0], _kept_codes(codewords)), sums
+    blank = jnp.zeros_like(points[:, 0], code_dtype(codewords)), sums
     return jax.lax.fori_loop(0, (count + size - 1) // size, visit, blank)
 
 
-def _kept_codes(codewords: int) -> type:
-    """In little room; uint16 would be bfloat16's bits for `floats`."""
-    return jnp.uint8 if codewords <= 256 else jnp.int32
+def code_dtype(codewords: int) -> np.dtype:
+    """The smallest unsigned integer type that holds codes below `codewords`."""
+    return np.min_scalar_type(codewords - 1)
 
 
 def _chunk(count: int, codewords: int, form: Form) -> int:

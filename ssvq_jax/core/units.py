@@ -83,18 +83,18 @@ def chunk(x: Array, i: Int[Array, ""] | int, size: int) -> Array:
 
 
 def kept(x: AnyArray) -> AnyArray:
-    """As float32, but bfloat16 as its bits, uint16: see `floats`.
+    """As float32, but bfloat16 as its bits, int16: see `floats`.
 
     Copies of large weights take room, and XLA's CPU backend slices bfloat16 by way of a
     float32 copy of all of it.
     """
     xp: Any = x.__array_namespace__()
-    return x.view(xp.uint16) if x.dtype == jnp.bfloat16 else x.astype(xp.float32)
+    return x.view(xp.int16) if x.dtype == jnp.bfloat16 else x.astype(xp.float32)
 
 
 def floats(x: Array) -> Array:
-    """Float32 of what is `kept`; integers that are not uint16 stay."""
-    if x.dtype != jnp.uint16:
+    """Float32 of what is `kept`; other integers, codes, stay."""
+    if x.dtype != jnp.int16:
         return x
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 

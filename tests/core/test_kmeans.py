@@ -271,7 +271,7 @@ def test_few_programs_for_many_sizes(key):
     [
         ("float32", 1 << 20, 4, 64),
         ("float32", 1 << 17, 8, 4096),
-        ("uint16", 1 << 21, 32, 16),  # the bits of bfloat16; in float32 256 MiB
+        ("int16", 1 << 21, 32, 16),  # the bits of bfloat16; in float32 256 MiB
     ],
 )
 def test_memory_is_at_most_64_mib_above_the_points(dtype, n, d, k, form):
