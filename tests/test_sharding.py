@@ -354,6 +354,7 @@ def test_a_report_beside_a_weight_on_one_device(mesh, rng, key, monkeypatch):
         assert error == pytest.approx(expected.rows[0].error, rel=1e-5)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_training_steps(mesh, rng, key):
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     x = rng.normal(size=(8, 64)).astype(np.float32)

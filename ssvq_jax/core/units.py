@@ -44,8 +44,9 @@ def find_units(
         size = jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0))
         return jnp.maximum(largest[0], size), jnp.maximum(largest[1], jnp.max(w))
 
-    zero = jnp.zeros_like(points[0, 0], jnp.float32)
-    largest = over_chunks(enlarge, (zero, zero), points, weights)
+    # Of their own arrays: in `jax.shard_map` these may vary over other axes.
+    zeros = [jnp.zeros_like(x[0, 0], jnp.float32) for x in (points, weights)]
+    largest = over_chunks(enlarge, tuple(zeros), points, weights)
     scale, weight = (_power_of_two(shards.max(x)) for x in largest)
 
     def add(sums, x, w):
