@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import ssvq_jax as ssvq
+import ssvq_jax.linen
 import ssvq_jax.nnx
 from ssvq_jax.codecs import is_compressed
 from tests.export.rewriting import rewrite
@@ -168,6 +169,71 @@ def test_stacked_axes_by_their_names(rng, key):
             ssvq.compress(params, [rule], key=key)
     with pytest.raises(ValueError, match="stack: .*; Flax's metadata tell no names"):
         ssvq.compress({"w": kernel}, rules, key=key)
+
+
+_NAMED = nn.initializers.normal(0.3)
+
+
+class _NnxLayers(nnx.Module):
+    def __init__(self, rngs):
+        kernel = nnx.with_partitioning(_NAMED, (None, "model"), eager_sharding=False)
+
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def make(rngs):
+            return nnx.Linear(16, 16, use_bias=False, kernel_init=kernel, rngs=rngs)
+
+        self.dense = make(rngs)
+
+    def __call__(self, x):
+        names = {nnx.PARTITION_NAME: "layers"}
+        carried = {"in_axes": (0, nnx.Carry), "out_axes": nnx.Carry}
+
+        @nnx.scan(**carried, transform_metadata=names)
+        def apply(layer, x):
+            return jnp.tanh(layer(x))
+
+        return apply(self.dense, x)
+
+
+class _LinenLayer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        kernel = nn.with_partitioning(_NAMED, (None, "model"))
+        dense = nn.Dense(16, use_bias=False, kernel_init=kernel, name="dense")
+        return jnp.tanh(dense(x)), None
+
+
+def test_layers_under_the_scans_of_flax(key):
+    """Their stacked axis is known by its name, and every layer is one of its own."""
+    x = jax.random.normal(key, (2, 16))
+    rules = [ssvq.Rule(".*/kernel", ssvq.SSVQ(4, 4), stack="layers")]
+
+    def expected(node, x):
+        for kernel in ssvq.decode(node):
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    model = ssvq.nnx.compress(_NnxLayers(nnx.Rngs(0)), rules, key=key)
+    node = model.params["dense"]["kernel"]
+    assert node.stack == (3,)
+    for found in (model(x), nnx.jit(lambda model, x: model(x))(model, x)):
+        np.testing.assert_allclose(found, expected(node, x), rtol=1e-5)
+
+    module = nn.scan(
+        _LinenLayer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=3,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )()
+    variables = module.init(key, x, None)
+    variables = ssvq.linen.compress(variables, rules, key=key)
+    params = ssvq.linen.params(variables)
+    (node,) = jax.tree.leaves(params, is_leaf=is_compressed)
+    assert node.stack == (3,)
+    found, _ = ssvq.linen.apply(module, variables, x, None)
+    np.testing.assert_allclose(found, expected(node, x), rtol=1e-5)
 
 
 def test_what_float16_cannot_hold_and_importance(rng, key):

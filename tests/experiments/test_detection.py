@@ -289,6 +289,7 @@ def test_a_compressed_network_is_tuned_and_scored(tmp_path):
     result = tiny.execute(experiment, tmp_path / "run", devices=2)
     assert result["steps"] == 2 and np.isfinite(tiny.losses(tmp_path / "run")).all()
     assert result["test"].keys() >= {"ap", "ap50", "ap75"}
+    tiny.pictures_beside(experiment, tmp_path / "run", _example())
 
 
 @pytest.mark.parametrize(

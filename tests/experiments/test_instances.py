@@ -304,6 +304,7 @@ def test_a_compressed_network_is_tuned_and_scored(tmp_path):
     result = tiny.execute(experiment, tmp_path / "run")
     assert result["steps"] == 2 and np.isfinite(tiny.losses(tmp_path / "run")).all()
     assert result["test"].keys() >= {"ap", "box_ap"}
+    tiny.pictures_beside(experiment, tmp_path / "run", _drawn())
 
 
 def test_masks_leave_detections_as_they_are(tmp_path):

@@ -13,7 +13,7 @@ from experiments.data.augmentation import Augmentation
 from experiments.models import checkpoint
 from experiments.models.deit import DeiT, DeiTConfig
 from experiments.models.network import ImageNetwork, Network
-from experiments.tasks import Classification
+from experiments.tasks import Classification, pictures
 from experiments.training.config import (
     Compression,
     Data,
@@ -94,6 +94,19 @@ def execute(experiment, folder, devices=1, parallel="data", **options):
 def losses(folder: pathlib.Path) -> list[float]:
     """The losses of a run's log."""
     return [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
+
+
+def pictures_beside(experiment: Experiment, folder: pathlib.Path, example) -> None:
+    """Of an example, by the float network and by what a run in `folder` packed."""
+    network, packed = experiment.network, folder / "model.ssvq.safetensors"
+    models = [checkpoint.load_network(network, x) for x in (experiment.weights, packed)]
+    shown = folder / "pictures"
+    pictures.write(shown, [example], experiment.task, network, models)
+    picture = pictures.read(shown / "0.png")
+    image, *drawn = np.split(picture, 3, axis=1)
+    assert all(x.shape == image.shape for x in drawn)
+    expected = experiment.task.prepare(example, size=network.size)["image"]
+    np.testing.assert_array_equal(image, expected)
 
 
 def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,12 +1,14 @@
 """What the experiments on CamVid share: data, network, how it is trained."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from experiments.configs.coco._coco import calibrated, tested
+from experiments.configs._methods import recompressed
+from experiments.configs.coco._coco import calibrated, plain, reached, tested
 from experiments.data.augmentation import SceneAugmentation
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Segmentation
-from experiments.training.config import Data, Experiment, Optimization
+from experiments.training.config import Data, Experiment, Freezing, Optimization
 
 TASK = Segmentation(augmentation=SceneAugmentation(scale=(0.75, 2.0), flip=True))
 TRAINED = "deeplabv3_mnv2_050"
@@ -14,6 +16,9 @@ TRAINED = "deeplabv3_mnv2_050"
 NETWORK = NETWORKS[f"{TRAINED}_unfolded"].with_classes(11)
 DATA = Data(name="camvid", validation="validation")
 WEIGHTS = "runs/camvid/float/float/model.safetensors"
+PLAIN = ("uniform", "mvq", "vq", "ssvq")
+CALIBRATED = ("uniform", "mvq", "vq", "coded")
+BITS = (1.5, 2, 3)
 
 
 def on_camvid(run: Experiment) -> Experiment:
@@ -21,22 +26,47 @@ def on_camvid(run: Experiment) -> Experiment:
     return dataclasses.replace(run, network=NETWORK, data=DATA, weights=WEIGHTS)
 
 
-def tuned(
-    method: str, bits: float, rate: float, *, epochs: float, data: Data = DATA
-) -> Experiment:
-    """With labels, from calibrated codes, those of bits.py.
+def starts(methods: Sequence[str], bits: Sequence[float]) -> dict[str, Experiment]:
+    """METHOD-BITS of calibrated codes, those of bits.py.
 
     Args:
-      method: As of `experiments.configs.coco._coco.calibrated`; or "float", whatever
-        the bits.
-      bits: As there.
+      methods: Of `CALIBRATED`, and "float", which has no bits.
+      bits: Those there are.
+    """
+    found = {"float": tested(TRAINED, None)} if "float" in methods else {}
+    for method, x in reached([name for name in methods if name != "float"], bits):
+        found[f"{method}-{x:g}"] = calibrated(TRAINED, method, x)
+    return found
+
+
+def plain_starts(
+    methods: Sequence[str], bits: Sequence[float]
+) -> dict[str, Experiment]:
+    """METHOD-BITS by k-means of the weights alone; SSVQ's signs freeze step by step.
+
+    Args:
+      methods: Of `PLAIN`.
+      bits: Those there are.
+    """
+    return {
+        name: recompressed(run, freezing=Freezing(checks=10))
+        if name.startswith("ssvq")
+        else run
+        for name, run in plain(TRAINED, methods, bits).items()
+    }
+
+
+def tuned(
+    start: Experiment, rate: float, *, epochs: float, data: Data = DATA
+) -> Experiment:
+    """With labels, as the paper tunes.
+
+    Args:
+      start: One of `starts` or `plain_starts`.
       rate: Of everything: weights, codebooks, steps, signs.
       epochs: Passes over the images.
       data: These.
     """
-    start = tested(TRAINED, None)
-    if method != "float":
-        start = calibrated(TRAINED, method, bits)
     return dataclasses.replace(
         on_camvid(start),
         task=TASK,

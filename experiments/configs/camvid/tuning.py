@@ -4,22 +4,27 @@ python -m experiments.compress experiments/configs/camvid/tuning.py \
     --data-dir ../shared/tfds --results experiments/results
 
 Three epochs of 367 images, augmented as in float.py, from the calibrated codes of
-bits.py, whose scores are "before"; the float network is tuned alike. UQ at 2 bits has
-one codec for all kernels. Rates are the best of tuning_rates.py.
+bits.py, whose scores are "before"; the float network is tuned alike. "plain" starts
+from k-means of the weights alone, as the paper does, and freezes SSVQ's signs. UQ at 2
+bits has one codec for all kernels. Rates are the best of tuning_rates.py.
 """
 
-from experiments.configs.camvid._camvid import tuned
-from experiments.configs.coco._coco import reached
+from experiments.configs.camvid._camvid import BITS, plain_starts, starts, tuned
 from experiments.training.config import Experiment
 
 RATES = {"float": 1e-4, "vq": 3e-4, "coded": 3e-4, "mvq": 3e-4, "uniform": 3e-4}
-BITS = (1.5, 2)
+PLAIN_RATES = {"vq": 1e-3, "ssvq": 1e-3, "mvq": 1e-3, "uniform": 1e-3}
 EPOCHS = 3
 
 
 def runs() -> dict[str, Experiment]:
-    """The float network and METHOD-BITS."""
-    found = {"float": tuned("float", 2, RATES["float"], epochs=EPOCHS)}
-    for method, bits in reached([x for x in RATES if x != "float"], BITS):
-        found[f"{method}-{bits:g}"] = tuned(method, bits, RATES[method], epochs=EPOCHS)
+    """The float network, METHOD-BITS and plain-METHOD-BITS."""
+    found = {}
+    for kind, rates, own in (
+        ("", RATES, starts(tuple(RATES), BITS)),
+        ("plain-", PLAIN_RATES, plain_starts(tuple(PLAIN_RATES), BITS)),
+    ):
+        for name, start in own.items():
+            rate = rates[name.split("-")[0]]
+            found[kind + name] = tuned(start, rate, epochs=EPOCHS)
     return found

@@ -19,13 +19,13 @@ the convolutions in blocks and necks, codebooks and scales counted; depthwise ke
 the stem and prediction layers have 8 bits each.
 """
 
-from experiments.configs.coco._coco import calibrated, plain, tested
+from experiments.configs.coco._coco import calibrated, plain, reached, tested
 from experiments.training.config import Experiment
 
 NETWORKS = ("yolox_nano", "deeplabv3_mnv2_050")
 BITS = (1.5, 2, 3, 4)
 PLAIN = ("uniform", "mvq", "vq", "ssvq")
-CALIBRATED = ("vq", "coded")
+CALIBRATED = ("uniform", "mvq", "vq", "coded")
 
 
 def runs() -> dict[str, Experiment]:
@@ -34,8 +34,7 @@ def runs() -> dict[str, Experiment]:
     for network in NETWORKS:
         for name, run in plain(network, PLAIN, BITS).items():
             found[f"{network}-plain-{name}"] = run
-        for method in CALIBRATED:
-            for bits in BITS:
-                name = f"{network}-calibrated-{method}-{bits:g}"
-                found[name] = calibrated(network, method, bits)
+        for method, bits in reached(CALIBRATED, BITS):
+            name = f"{network}-calibrated-{method}-{bits:g}"
+            found[name] = calibrated(network, method, bits)
     return found
