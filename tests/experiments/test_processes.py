@@ -93,27 +93,38 @@ def test_a_killed_run_ends_in_the_same_parameters(tmp_path):
 
 
 def _pair(folder, output):
-    """Two processes of two devices each."""
+    """Two processes of four devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     options = ("--distributed", "--coordinator", address, "--processes", "2")
     options += ("--parallel", "fully_sharded")
     return [
-        _start(_command(folder, output, *options, "--process", str(i)), devices=2)
+        _start(_command(folder, output, *options, "--process", str(i)), devices=4)
         for i in range(2)
     ]
 
 
+def _kept(run):
+    """Lines of the log up to the last whole checkpoint, where a run goes on."""
+    steps = [int(x.name) for x in (run / "checkpoints").glob("*") if x.name.isdigit()]
+    if not steps:
+        return []
+    # Each process has written shards of its own.
+    shards = (run / "checkpoints" / str(max(steps))).rglob("ocdbt.process_*")
+    assert {x.name[-1] for x in shards} == {"0", "1"}
+    return [line for line in read(run / "metrics.jsonl") if line["step"] <= max(steps)]
+
+
 def _kill_one(folder, output, index, draw):
     """Kill one of two processes at some moment; the other ends soon, with a reason."""
-    metrics = output / "config" / "run" / "metrics.jsonl"
-    begun, known = time.time(), read(metrics)
-    done = known[-1]["step"] // 10 * 10 if known else 0
-    if done >= 40:  # too near the end
+    run = output / "config" / "run"
+    metrics, kept = run / "metrics.jsonl", _kept(run)
+    if kept and kept[-1]["step"] >= 40:  # too near the end
         shutil.rmtree(output)
-        done = 0
-    target = done + draw.randint(1, 12)
+        kept = []
+    begun, done = time.time(), kept[-1]["step"] if kept else 0
+    target = done + draw.randint(1, 19)
     processes = _pair(folder, output)
     while all(x.poll() is None for x in processes):
         lines = read(metrics)
@@ -122,6 +133,7 @@ def _kill_one(folder, output, index, draw):
         time.sleep(0.01)
     time.sleep(draw.random() * 0.05)
     assert all(x.poll() is None for x in processes)
+    assert read(metrics)[: len(kept)] == kept
     processes[index].send_signal(signal.SIGKILL)
     processes[index].communicate()
     other = processes[1 - index]
@@ -139,14 +151,16 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, pytestconfig):
     """Also where they are killed in turn, which ends the other soon, with a reason."""
     one, two = tmp_path / "one", tmp_path / "two"
     experiment = tiny.compressed(tmp_path, optimization=tiny.SHORT)
-    tiny.execute(experiment, one, devices=4)
-    draw = random.Random(0)
+    tiny.execute(experiment, one, devices=8)
+    draw = random.Random(6)  # the first late enough for a checkpoint
     for kill in range(1, pytestconfig.getoption("kills") + 1):
         _kill_one(tmp_path, two, kill % 2, draw)
+    kept = _kept(two / "config" / "run")
     _finish(*_pair(tmp_path, two))
     two = two / "config" / "run"
+    assert read(two / "metrics.jsonl")[: len(kept)] == kept
     results = [json.loads((x / "result.json").read_text()) for x in (one, two)]
-    assert results[1]["device"].startswith("4 ")
+    assert results[1]["device"].startswith("8 ")
     np.testing.assert_allclose(tiny.losses(one), tiny.losses(two), rtol=1e-4)
     top1 = [result["test"]["top1"] for result in results]
     assert abs(top1[0] - top1[1]) <= 2 / 450
