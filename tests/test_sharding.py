@@ -2,7 +2,11 @@
 
 import functools
 import math
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -389,3 +393,87 @@ def test_training_steps(mesh, rng, key):
     np.testing.assert_allclose(one[0], four[0], rtol=1e-4)
     assert np.mean(np.asarray(one[1]) == np.asarray(four[1])) > 0.999
     assert np.asarray(one[1]).any()
+
+
+_PROCESS = """
+import functools, pathlib, sys
+import jax
+number, address, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(address, 2, number)
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import ssvq_jax as ssvq
+
+rng, key = np.random.default_rng(0), jax.random.key(0)
+weights = {"w": rng.normal(size=(64, 48)), "experts": rng.normal(size=(8, 16, 24))}
+weights = {name: x.astype("f4") for name, x in weights.items()}
+specs = {"w": P(None, "x"), "experts": P("x")}
+rules = [ssvq.Rule("experts", ssvq.VQ(4, 4), stack=1), ssvq.Rule("w", ssvq.SSVQ(8, 8))]
+compress = functools.partial(ssvq.compress, rules=rules, key=key)
+one = compress(weights)
+
+def check(found):
+    for x, y in zip(*map(jax.tree.leaves, (found, one)), strict=True):
+        exact = np.issubdtype(y.dtype, np.integer)
+        assert len(x.addressable_shards) == 4 and not x.is_fully_addressable
+        for part in x.addressable_shards:
+            expected = np.asarray(y)[part.index]
+            np.testing.assert_allclose(part.data, expected, 0 if exact else 1e-5, 1e-6)
+
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    sharded = {
+        name: jax.make_array_from_callback(
+            x.shape, NamedSharding(mesh, specs[name]), lambda index, x=x: x[index]
+        )
+        for name, x in weights.items()
+    }
+    tree = compress(sharded)
+    check(tree)
+    assert tree["w"].codes.sharding.spec == specs["w"]
+    if kind is AxisType.Auto:
+        check(jax.jit(compress)(sharded))
+with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / "tree", tree)
+    checkpointer.wait_until_finished()
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+    check(checkpointer.restore(folder / "tree", like))
+final = multihost_utils.process_allgather(ssvq.finalize(tree), tiled=True)
+if number == 0:
+    ssvq.save(folder / "packed", final)
+"""
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_two_processes_compress_what_both_hold(tmp_path, key):
+    """Arrays of all processes, of which each holds, saves and restores its parts."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(i), address, str(tmp_path)],
+            env={**os.environ, "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        for process in processes:
+            text, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, text
+    finally:
+        for process in processes:
+            process.kill()
+    shards = (tmp_path / "tree").glob("ocdbt.process_*")
+    assert {x.name[-1] for x in shards} == {"0", "1"}
+    rules = [ssvq.Rule("w", ssvq.SSVQ(8, 8))]
+    weight = np.random.default_rng(0).normal(size=(64, 48)).astype("f4")
+    alone = ssvq.finalize(ssvq.compress({"w": weight}, rules, key=key))
+    stored = ssvq.load(tmp_path / "packed")
+    assert_same(ssvq.decode(stored)["w"], ssvq.decode(alone)["w"])

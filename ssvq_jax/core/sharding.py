@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -63,7 +64,28 @@ def place(x: Array, sharding: NamedSharding | None) -> Array:
         return jax.sharding.reshard(x, sharding)
     if isinstance(sharding.mesh, AbstractMesh):
         return x
+    if not sharding.is_fully_addressable and _is_here(x):
+        return _everywhere(x, sharding)
     return jax.device_put(x, sharding)
+
+
+def _is_here(x: AnyArray) -> bool:
+    """Whether this process has all of it."""
+    if isinstance(x, Tracer):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+
+def _everywhere(x: Array, sharding: NamedSharding) -> Array:
+    """`x`, which every process has, on devices of several processes.
+
+    `jax.device_put` takes no key there, and nothing that is committed.
+    """
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _everywhere(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    values = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: values[index])
 
 
 def replicate(x: Array) -> Array:

@@ -127,7 +127,9 @@ def compress(
             found = _encoded(rule, path, leaf, weights.get(path), own, depths[path])
             leaves.append(found)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{path}: {error}") from error
+            # Not `type(error)`: some of JAX's take other arguments.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{path}: {error}") from error
     return jax.tree.unflatten(treedef, leaves)
 
 
