@@ -94,13 +94,12 @@ def main(options: Options) -> int:
     network = NETWORKS[options.network]
     if options.classes is not None:
         network = network.with_classes(options.classes)
-    task = TASKS[options.task]()
+    task: Any = TASKS[options.task]()
+    if options.show is not None and not hasattr(task, "draw"):
+        raise SystemExit(f"--show: {options.task} draws no pictures")
     if options.show is not None and options.images:
         model = load_network(network, options.weights)
-        blank = getattr(task, "blank", None)
-        if blank is None:
-            raise SystemExit(f"--show: {options.task} draws no pictures")
-        examples = [blank(pictures.read(path)) for path in options.images]
+        examples = [task.blank(pictures.read(path)) for path in options.images]
         pictures.write(
             options.show, examples, task, network, [model, *_beside(options, network)]
         )

@@ -100,6 +100,12 @@ def _objects(example: Any, *, masks: bool = False) -> Example:
             drawn = [numbers == int(i) for i in objects["id"]]
     elif "mask" in objects:
         drawn = [np.asarray(mask)[..., 0] > 0 for mask in objects["mask"]]
+        wrong = [mask.shape for mask in drawn if mask.shape != image.shape[:2]]
+        if wrong:
+            raise ValueError(
+                f"image {example['image/id']}: mask: expected the image's "
+                f"{image.shape[:2]} pixels, got {wrong[0]}"
+            )
         area = [np.count_nonzero(mask) for mask in drawn]
     else:
         area = objects["area"]
@@ -123,12 +129,6 @@ def _objects(example: Any, *, masks: bool = False) -> Example:
     }
     if masks:
         own = [mask for mask, keep in zip(drawn, kept, strict=True) if keep]
-        wrong = [mask.shape for mask in own if mask.shape != (height, width)]
-        if wrong:
-            raise ValueError(
-                f"image {found['id']}: mask: expected the image's {(height, width)} "
-                f"pixels, got {wrong[0]}"
-            )
         found["masks"] = np.array(own, bool).reshape(-1, height, width)
     return found
 

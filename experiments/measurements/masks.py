@@ -20,11 +20,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.configs.coco._coco import DATA
+from experiments.configs.coco._coco import DATA, TASKS
 from experiments.models.checkpoint import load_network
 from experiments.models.zoo import NETWORKS
 from experiments.report import pages
-from experiments.tasks import InstanceSegmentation
 from experiments.training import evaluation, records
 from experiments.training.terminal import parse
 
@@ -51,7 +50,8 @@ class Options:
 
 def main(options: Options) -> int:
     """Measure and write the page; returns the exit status."""
-    console, network, task = Console(), NETWORKS[_NETWORK], InstanceSegmentation()
+    console, network = Console(), NETWORKS[_NETWORK]
+    task: Any = TASKS[_NETWORK]
     split = task.open(DATA.name, DATA.test, options.data_dir)
     model = load_network(network, options.checkpoint)
     rows = evaluation.judged(model, network, task, split, batch=20)

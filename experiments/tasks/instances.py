@@ -58,7 +58,7 @@ class InstanceSegmentation(Detection):
     """
 
     targets: int = 64
-    canvas: int = 512
+    canvas: int = 640
 
     def __post_init__(self):
         if self.canvas < 8 or self.canvas % 8:

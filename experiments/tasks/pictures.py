@@ -11,13 +11,12 @@ from PIL import Image, ImageOps
 
 from experiments.data.scenes import colored
 from experiments.models.network import Network
-from experiments.tasks.task import Task
 
 
 def write(
     folder: pathlib.Path,
     examples: Sequence[Any],
-    task: Task,
+    task: Any,
     network: Network,
     models: Sequence[nnx.Module],
 ) -> None:
@@ -26,16 +25,13 @@ def write(
     Args:
       folder: Made where it is missing.
       examples: Not yet prepared.
-      task: One that has `draw`.
+      task: A `Task` that has `draw`.
       network: What the models are.
       models: For inference.
 
     Raises:
-      SystemExit: A task without pictures, or a folder that cannot be written.
+      SystemExit: A folder that cannot be written.
     """
-    draw = getattr(task, "draw", None)
-    if draw is None:
-        raise SystemExit(f"--show: {type(task).__name__} draws no pictures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,7 +42,7 @@ def write(
         inputs = network.inputs({name: x[None] for name, x in prepared.items()})
         outputs = [predict(model, inputs) for model in models]
         drawn = [
-            draw(jax.tree.map(lambda x: np.asarray(x)[0], output), prepared)
+            task.draw(jax.tree.map(lambda x: np.asarray(x)[0], output), prepared)
             for output in outputs
         ]
         beside = np.concatenate([prepared["image"], *drawn], axis=1)
@@ -63,6 +59,8 @@ def read(path: pathlib.Path) -> np.ndarray:
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)  # as it was held
             deep = picture.mode.startswith("I")
+            if picture.mode == "F":
+                raise SystemExit(f"--images: {path}: expected 8 or 16 bits, got floats")
             plain = deep or picture.mode in ("L", "RGB")
             pixels = np.asarray(picture if plain else picture.convert("RGB"))
         if deep and pixels.size and not 0 <= pixels.min() <= pixels.max() < 1 << 16:

@@ -297,6 +297,9 @@ def test_pictures_of_image_files(tmp_path):
     Image.fromarray(gray.astype(np.int32) * 65_537).save(tmp_path / "wide.tiff")
     with pytest.raises(SystemExit, match="expected 8 or 16 bits"):
         pictures.read(tmp_path / "wide.tiff")
+    Image.fromarray(gray.astype(np.float32) / 48).save(tmp_path / "shares.tiff")
+    with pytest.raises(SystemExit, match="got floats"):
+        pictures.read(tmp_path / "shares.tiff")
     files = tuple(tmp_path / f"{name}.png" for name in ("gray", "deep", "clear"))
     Image.fromarray(gray).save(files[0])
     deep.save(files[1])

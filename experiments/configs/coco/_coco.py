@@ -30,7 +30,7 @@ DATA = Data(
 TASKS: dict[str, Task] = {
     "yolox_nano": Detection(),
     "deeplabv3_mnv2_050": Segmentation(),
-    "yolox_nano_masks": InstanceSegmentation(),
+    "yolox_nano_masks": InstanceSegmentation(canvas=512),
 }
 """By the networks that learned them."""
 _TRAINED = {"yolox_nano_masks": "runs/coco/instances/float/model.safetensors"}

@@ -14,7 +14,7 @@ from experiments.models.zoo import NETWORKS
 from experiments.tasks import InstanceSegmentation
 from experiments.training.config import Experiment, Optimization
 
-TASK = InstanceSegmentation(flip=True, zoom=(0.5, 1.2))
+TASK = InstanceSegmentation(canvas=512, flip=True, zoom=(0.5, 1.2))
 
 
 def runs() -> dict[str, Experiment]:
