@@ -110,7 +110,7 @@ class MVQ(CodebookCodec):
         bits = table.astype(np.uint8)[stored["mask"]]
         full = np.zeros((*grid_shape(shape, self.block, axis), self.block), np.uint8)
         groups = full.reshape(-1, group)
-        groups[_stored_groups(shape, self, axis)] = bits
+        groups[_valid_groups(shape, self, axis)[:, 0]] = bits
         full &= valid_positions(shape, self.block, axis)
         mask = jnp.asarray(np.packbits(full, axis=-1, bitorder="little"))
         return MVQWeight(mask=mask, **self.restored(shape, dtype, axis, stored))
@@ -145,17 +145,18 @@ class MVQWeight(CodebookWeight):
         return super().put(codes, factors).replace(mask=mask)
 
     def stored(self):
-        group = self.codec.keep[1]
+        kept, group = self.codec.keep
         bits = np.unpackbits(
             np.asarray(self.mask), axis=-1, count=self.codec.block, bitorder="little"
         )
-        groups = bits.reshape(-1, group)[
-            _stored_groups(self.shape, self.codec, self.axis)
-        ]
+        valid = _valid_groups(self.shape, self.codec, self.axis)
+        groups, padding = bits.reshape(-1, group)[valid[:, 0]], ~valid[valid[:, 0]]
+        # A pattern has N ones: padding gets, from its start, what a group lacks.
+        cut = padding[:, -1]
+        missing = kept - np.sum(groups[cut], axis=1, keepdims=True, dtype=np.int8)
+        groups[cut] |= padding[cut] & (np.cumsum(padding[cut], axis=1) <= missing)
         pairs = np.packbits(groups, axis=-1, bitorder="little").astype(np.uint16)
         patterns = pairs[:, 0] if group <= 8 else pairs @ np.array([1, 256], np.uint16)
-        # A group with padding may have less than N ones, all of them its lowest bits:
-        # then the first pattern, which has those too, stands for it.
         ranks = np.searchsorted(_patterns(*self.codec.keep), np.arange(1 << group))
         return {**super().stored(), "mask": ranks.astype(np.uint16)[patterns]}
 
@@ -185,13 +186,13 @@ def _masks(weight, codec, axis, split):
     )(weight)
 
 
-def _stored_groups(shape, codec, axis):
-    """Flat boolean: which groups of M hold a weight at all, and so are stored."""
+def _valid_groups(shape, codec, axis):
+    """Which weights of each M there are, `(groups, M)`; rows of none are not stored."""
     grid = grid_shape(shape, codec.block, axis)
     valid = np.broadcast_to(
         valid_positions(shape, codec.block, axis), (*grid, codec.block)
     )
-    return valid.reshape(-1, codec.keep[1])[:, 0]
+    return valid.reshape(-1, codec.keep[1])
 
 
 @functools.cache

@@ -32,3 +32,20 @@ def test_mvq_clusters_kept_positions_only():
     noisy = np.where(kept, weight, 0.0)  # pruned values do not matter
     again = ssvq.encode(node.codec, noisy, key=jax.random.key(0))
     chex.assert_trees_all_close(ssvq.decode(again), ssvq.decode(node), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [8, 9, 12])
+def test_any_mask_of_a_group_with_padding_is_stored(rows, tmp_path):
+    """Refined masks need not be those of the largest weights."""
+    codec = ssvq.MVQ(4, 6, (4, 6), codebook_dtype="float32")
+    node = encoded(codec, (rows, 15))
+    patterns = list(itertools.combinations(range(6), 4))
+    factors = np.zeros((12, 15), np.float32)
+    for column, kept in enumerate(patterns):
+        for start in (0, 6):
+            factors[[start + i for i in kept], column] = 1
+    node = node.put(node.codes, factors[:rows])
+    ssvq.save(tmp_path / "x", node)
+    expected = np.asarray(ssvq.decode(node))
+    np.testing.assert_array_equal(expected != 0, factors[:rows] != 0)
+    np.testing.assert_array_equal(ssvq.decode(ssvq.load(tmp_path / "x")), expected)
