@@ -66,8 +66,8 @@ class Options:
     """Split, such as test[:1000]; validation or test where not given."""
     data_dir: pathlib.Path | None = None
     """Folder of the data sets."""
-    batch: int = 50
-    """Examples at a time."""
+    batch: int | None = None
+    """Examples at a time; 50, or 4 windows of text, where not given."""
     json: Flag = False
     """Print JSON."""
     show: pathlib.Path | None = None
@@ -85,7 +85,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Evaluate and print; returns the exit status."""
-    if options.batch < 1:
+    if options.batch is not None and options.batch < 1:
         raise SystemExit("--batch: expected at least 1")
     if options.show is None and (options.beside or options.images):
         raise SystemExit("--beside and --images: expected --show DIR with them")
@@ -111,8 +111,9 @@ def main(options: Options) -> int:
         network.require_classes(options.tokenizer, split.classes)
     network = network.with_classes(split.classes)
     model = load_network(network, options.weights)
+    batch = options.batch or (4 if isinstance(task, Language) else 50)
     rows = evaluation.judged(
-        model, network, task, split, batch=options.batch, quiet=options.json
+        model, network, task, split, batch=batch, quiet=options.json
     )
     if options.show is not None:
         examples = [split[index] for index in range(min(8, len(split)))]

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import tyro
 from flax import nnx
+from rich.console import Console
 
 from experiments.data.tokens import BYTES, Tokenizer, open_tokenizer
 from experiments.models.checkpoint import load_network, load_packed
@@ -52,7 +53,7 @@ class Options:
     """"bytes", or a file; tokenizer.json beside the checkpoint or one folder above
     where not given."""
     tokens: int = 64
-    """Tokens to write at most; fewer where the context ends."""
+    """Tokens to write at most; fewer where the text or the context ends."""
     temperature: float = 0.0
     """Of the probabilities that tokens are drawn from; 0 for the likeliest ones."""
     seed: int = 0
@@ -69,8 +70,10 @@ def main(options: Options) -> None:
     tokenizer = open_tokenizer(name)
     network = _TEXT[options.network]
     network.require_classes(name, len(tokenizer.lengths))
-    prompt = read_prompt(options.prompt, tokenizer)
-    graphdef, params = _weights(network, options.weights)
+    model = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
+    prompt = read_prompt(options.prompt, tokenizer, model.config.context)
+    with Console(stderr=True).status(f"reading {options.weights}"):
+        graphdef, params = _weights(network, model, options.weights)
     nodes = jax.tree.leaves(params, is_leaf=is_compressed)
     packed = sum(map(is_compressed, nodes))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
@@ -78,33 +81,32 @@ def main(options: Options) -> None:
     print(options.prompt, end="", flush=True)
     times, written = [], []
     shown = ""
-    try:
-        for token in continuation(
-            graphdef,
-            params,
-            prompt,
-            count=options.tokens,
-            temperature=options.temperature,
-            key=jax.random.key(options.seed),
-        ):
-            written.append(token)
-            times.append(time.perf_counter())
-            text = tokenizer.decode(np.array(written)).rstrip("\ufffd")
-            print(text[len(shown) :], end="", flush=True)
-            shown = max(shown, text, key=len)
-    except ValueError as error:
-        raise SystemExit(f"--{error}") from error
+    for token in continuation(
+        graphdef,
+        params,
+        prompt,
+        count=options.tokens,
+        temperature=options.temperature,
+        key=jax.random.key(options.seed),
+    ):
+        if token == network.end:
+            break
+        written.append(token)
+        times.append(time.perf_counter())
+        text = tokenizer.decode(np.array(written)).rstrip("\ufffd")
+        print(text[len(shown) :], end="", flush=True)
+        shown = max(shown, text, key=len)
     print(flush=True)
     if len(times) > 2:  # the second one waits for the compiler
         speed = (len(times) - 2) / (times[-1] - times[1])
         print(f"{speed:.1f} tokens/s, one at a time", file=sys.stderr)
 
 
-def read_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
+def read_prompt(text: str, tokenizer: Tokenizer, context: int) -> np.ndarray:
     """The tokens of a prompt.
 
     Raises:
-      SystemExit: An empty one, or one that is no UTF-8.
+      SystemExit: An empty one, one that is no UTF-8, or that `context` has no room for.
     """
     try:
         text.encode()
@@ -115,12 +117,16 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
     found = tokenizer.encode(text)
     if not len(found):
         raise SystemExit("--prompt: expected a text, got an empty one")
+    if len(found) >= context:
+        raise SystemExit(
+            f"--prompt: expected less than the context of {context:,} tokens, got "
+            f"{len(found):,}"
+        )
     return found
 
 
-def _weights(network: TextNetwork, path: pathlib.Path) -> tuple[Any, Any]:
+def _weights(network: TextNetwork, model: Any, path: pathlib.Path) -> tuple[Any, Any]:
     """Graph definition and parameters, packed kernels as they are."""
-    model = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     params = load_packed(model, path)
     if params is None:
         graphdef, found = nnx.split(load_network(network, path), nnx.Param)

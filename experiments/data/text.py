@@ -95,18 +95,16 @@ def read(name: str, split: str, data_dir: pathlib.Path | None) -> str:
       SystemExit: A set or split that is unknown, a file that is no UTF-8.
     """
     path = (data_dir or pathlib.Path()) / name
-    if not path.exists():
-        return _of_tfds(name, split, data_dir)
     if path.is_file():
         return _part(path, split)
     files = sorted(path.glob("*.txt"))
+    if not files:  # tensorflow-datasets keeps prepared sets in such folders, too
+        return _of_tfds(name, split, data_dir)
     own = {"validation" if x.stem == "valid" else x.stem: x for x in files}
     if own.keys() & _PARTS:
         if split not in own:
             raise SystemExit(f"{path}: no {split}; there are {', '.join(own)}")
         return _text(own[split])
-    if not files:
-        raise SystemExit(f"{path}: expected text in files *.txt, got none")
     return "".join(_part(file, split) for file in files)
 
 

@@ -124,7 +124,7 @@ def train(text: str, vocabulary: int, path: pathlib.Path) -> None:
             f"got {vocabulary:,}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tokenizer.save(str(partial))
     os.replace(partial, path)
 

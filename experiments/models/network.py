@@ -88,7 +88,13 @@ class ImageNetwork(Network):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextNetwork(Network):
-    """A network of text; its classes are the tokens of a vocabulary."""
+    """A network of text; its classes are the tokens of a vocabulary.
+
+    Attributes:
+      end: The token that ends a text, if there is one.
+    """
+
+    end: int | None = None
 
     def require_classes(self, dataset: str, classes: int) -> None:
         """Raise `SystemExit` unless a tokenizer has as many tokens as the network."""

@@ -53,10 +53,12 @@ def _yolact(name: str, detector: str) -> ImageNetwork:
     return dataclasses.replace(_yolox(detector), name=name, make=make)
 
 
-def _llama(name: str, vocabulary: int, window: int) -> TextNetwork:
+def _llama(
+    name: str, vocabulary: int, window: int, end: int | None = None
+) -> TextNetwork:
     config = llama.CONFIGS[name]
     make = functools.partial(llama.Llama, config)
-    return TextNetwork(name=name, make=make, size=window, classes=vocabulary)
+    return TextNetwork(name=name, make=make, size=window, classes=vocabulary, end=end)
 
 
 _NETWORKS: tuple[Network, ...] = (
@@ -67,7 +69,7 @@ _NETWORKS: tuple[Network, ...] = (
     *map(_yolox, yolox.ARCHITECTURES),
     _yolact("yolox_nano_masks", "yolox_nano"),
     _yolact("yolox_nano_masks_unfolded", "yolox_nano_unfolded"),
-    _llama("smollm2_135m", 49_152, 512),
+    _llama("smollm2_135m", 49_152, 512, end=2),
     _llama("llama_books", 2048, 256),
 )
 NETWORKS = {network.name: network for network in _NETWORKS}

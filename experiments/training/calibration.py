@@ -60,6 +60,11 @@ class Calibrated:
         probe = options.probe if options.bits is not None else 0
         apart = -(-probe // self._experiment.optimization.batch)
         count = len(batches) - apart
+        if count < 1:
+            raise SystemExit(
+                f"calibration: expected batches beside the {apart} that are probed, "
+                f"got {len(batches)} in all: take more examples, or a smaller probe"
+            )
         first, second = self._moments(batches, count)
         moments = first if second is None else first + second
         if options.metric != "inputs":

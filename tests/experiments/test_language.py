@@ -92,7 +92,9 @@ def test_texts_of_tensorflow_datasets(tmp_path, monkeypatch):
             return [{"text": "né".encode()}, {"text": split.encode()}]
 
     monkeypatch.setattr(text.tfds, "builder", lambda name, data_dir: Stored())
-    assert text.read("any", "train", None) == "né\ntrain\n"
+    (tmp_path / "any").mkdir()  # where it lies when it was prepared
+    for folder in (None, tmp_path):
+        assert text.read("any", "train", folder) == "né\ntrain\n"
 
 
 def test_wrong_text_says_why(book):
@@ -196,7 +198,8 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
     assert result["before"]["perplexity_ratio"] > 1
     path = tmp_path / "packed" / "model.ssvq.safetensors"
 
-    graphdef, params = generate._weights(NETWORK, path)
+    model = nnx.eval_shape(lambda: NETWORK.build(nnx.Rngs(0)))
+    graphdef, params = generate._weights(NETWORK, model, path)
     leaves = jax.tree.leaves(params, is_leaf=ssvq.codecs.is_compressed)
     assert sum(map(ssvq.codecs.is_compressed, leaves)) == 7
     dense = ssvq.decode(params)
@@ -234,6 +237,13 @@ def test_the_command_writes_and_refuses(tmp_path, monkeypatch, capsys):
     generate.main(options)
     captured = capsys.readouterr()
     assert captured.out.startswith("é 1") and "tokens/s, one at a time" in captured.err
+    graphdef, params = generate._weights(NETWORK, NETWORK.build(nnx.Rngs(0)), path)
+    prompt = tokens.Bytes().encode("é 1")
+    first = next(continuation(graphdef, params, prompt, count=1, key=jax.random.key(0)))
+    ending = dataclasses.replace(NETWORK, end=first)
+    monkeypatch.setitem(generate._TEXT, "ending", ending)
+    generate.main(dataclasses.replace(options, network="ending"))
+    assert capsys.readouterr().out == "é 1\n"
     for changes, why in (
         ({"prompt": ""}, "--prompt: expected a text, got an empty one"),
         ({"prompt": "a\udcff"}, "--prompt: expected UTF-8, got a wrong byte at 1"),

@@ -13,7 +13,7 @@ from experiments.configs.camvid._camvid import BITS, plain_starts, starts, tuned
 from experiments.training.config import Experiment
 
 RATES = {"float": 1e-4, "vq": 3e-4, "coded": 3e-4, "mvq": 3e-4, "uniform": 3e-4}
-PLAIN_RATES = {"vq": 1e-3, "ssvq": 1e-3, "mvq": 1e-3, "uniform": 1e-3}
+PLAIN_RATES = {"vq": 1e-3, "ssvq": 3e-4, "mvq": 1e-3, "uniform": 3e-4}
 EPOCHS = 3
 
 
