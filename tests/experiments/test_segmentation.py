@@ -23,6 +23,7 @@ from experiments.models.checkpoint import load_network
 from experiments.models.network import ImageNetwork
 from experiments.models.zoo import NETWORKS
 from experiments.tasks import Segmentation, pictures
+from experiments.tasks.task import half_width
 from experiments.training.config import (
     Calibration,
     Compression,
@@ -86,6 +87,20 @@ def test_scores_are_those_of_a_confusion_matrix_of_scikit_learn(seed, classes, s
         rest[i] = False
         left = expected(labels[rest], taken[rest])[1] if rest.any() else 0.0
         assert value == pytest.approx(3 * miou - 2 * left, abs=1e-6)
+
+
+@pytest.mark.parametrize("images", [60, 233])
+def test_intervals_are_those_of_a_bootstrap(images, rng):
+    """Over images that are unlike: some have a class hardly, some much of it."""
+    pixels = rng.gamma(0.5, 400, (images, 5, 1))
+    shares = rng.dirichlet(np.full(5, 0.4), (images, 5))
+    rows = (pixels * (0.6 * np.eye(5) + 0.4 * shares)).astype(np.int32)
+    drawn = rng.integers(0, images, (2000, images))
+    scores = [TASK.score(rows[index])["miou"] for index in drawn]
+    low, high = np.percentile(scores, [2.5, 97.5])
+    found = half_width(TASK.each(rows))
+    assert found == pytest.approx((high - low) / 2, rel=0.15)
+    assert np.mean(TASK.each(rows)) == pytest.approx((high + low) / 2, abs=found / 4)
 
 
 def test_losses_against_plain_numpy(rng):

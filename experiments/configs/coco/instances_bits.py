@@ -26,7 +26,5 @@ def runs() -> dict[str, Experiment]:
     for name, run in plain(NETWORK, PLAIN, (4,)).items():
         found[f"plain-{name}"] = run
     for method, bits in reached(METHODS, (1.5, 2, 3, 4)):
-        if (method, bits) == ("coded", 1.5):  # not run here yet
-            continue
         found[f"{method}-{bits:g}"] = calibrated(NETWORK, method, bits)
     return found
