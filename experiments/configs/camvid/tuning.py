@@ -7,6 +7,9 @@ Three epochs of 367 images, augmented as in float.py, from the calibrated codes 
 bits.py, whose scores are "before"; the float network is tuned alike. "plain" starts
 from k-means of the weights alone, as the paper does, and freezes SSVQ's signs. UQ at 2
 bits has one codec for all kernels. Rates are the best of tuning_rates.py.
+
+19 runs of three minutes on 2 CPU cores, four more for the first calibrated one of a
+method. Expect 53 of 54 points of mean IoU at 2 bits and more, SSVQ ahead below 3.
 """
 
 from experiments.configs.camvid._camvid import BITS, plain_starts, starts, tuned
@@ -22,7 +25,7 @@ def runs() -> dict[str, Experiment]:
     found = {}
     for kind, rates, own in (
         ("", RATES, starts(tuple(RATES), BITS)),
-        ("plain-", PLAIN_RATES, plain_starts(tuple(PLAIN_RATES), BITS)),
+        ("plain-", PLAIN_RATES, plain_starts(tuple(PLAIN_RATES), (1.5, 2))),
     ):
         for name, start in own.items():
             rate = rates[name.split("-")[0]]

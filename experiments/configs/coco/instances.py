@@ -6,7 +6,8 @@ python -m experiments.compress experiments/configs/coco/instances.py \
     --data-dir ../shared/tfds --results experiments/results
 
 40 epochs, mirrored, at 0.5 to 1.2 of the network's size; the 177 validation images
-test. Detections stay those of YOLOX-Nano.
+test. Detections stay those of YOLOX-Nano. Twelve minutes on 2 CPU cores; expect 15
+AP.
 """
 
 from experiments.configs.coco._coco import DATA

@@ -5,7 +5,7 @@ python -m experiments.compress experiments/configs/coco/tuning_rates.py \
 
 Calibrated and tuned on 144 of the training images for five epochs, judged on the other
 36. One rate for all that is tuned; 0 is not to tune. Bits are spread by predicted
-errors here: quicker than to measure them.
+errors here: quicker than to measure them. 18 runs of three minutes on 2 CPU cores.
 """
 
 import dataclasses
