@@ -149,6 +149,11 @@ def _best(config_name, start, metric):
         ("cifar100/rates", cifar100.RATES, "top1"),
         ("coco/tuning_rates", {m: (x, x) for m, x in boxes.RATES.items()}, "ap"),
         ("camvid/tuning_rates", {m: (x, x) for m, x in streets.RATES.items()}, "miou"),
+        (
+            "camvid/tuning_rates",
+            {f"plain-{m}": (x, x) for m, x in streets.PLAIN_RATES.items()},
+            "miou",
+        ),
     ],
 )
 def test_rates_are_those_of_the_best_run_of_their_sweep(sweep, chosen, metric):
