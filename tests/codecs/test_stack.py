@@ -171,12 +171,12 @@ def test_stacked_axes_by_their_names(rng, key):
         ssvq.compress({"w": kernel}, rules, key=key)
 
 
-_NAMED = nn.initializers.normal(0.3)
+_INITIAL = nn.initializers.normal(0.3)
 
 
 class _NnxLayers(nnx.Module):
     def __init__(self, rngs):
-        kernel = nnx.with_partitioning(_NAMED, (None, "model"), eager_sharding=False)
+        kernel = nnx.with_partitioning(_INITIAL, (None, "model"), eager_sharding=False)
 
         @nnx.split_rngs(splits=3)
         @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -199,7 +199,7 @@ class _NnxLayers(nnx.Module):
 class _LinenLayer(nn.Module):
     @nn.compact
     def __call__(self, x, _):
-        kernel = nn.with_partitioning(_NAMED, (None, "model"))
+        kernel = nn.with_partitioning(_INITIAL, (None, "model"))
         dense = nn.Dense(16, use_bias=False, kernel_init=kernel, name="dense")
         return jnp.tanh(dense(x)), None
 

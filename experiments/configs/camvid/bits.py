@@ -8,7 +8,7 @@ by k-means of the weights alone, and the float network's batch norms; the others
 calibrated on 360 training images, without their labels. The 233 of the test split test.
 
 23 runs of a minute on 2 CPU cores, four for the first calibrated one of a method.
-Expect 53 of 54 points of mean IoU at 3 bits, 47 to 50 at 1.5.
+Expect of VQ and SSVQ 53 of 54 points of mean IoU at 3 bits, 47 to 50 at 1.5.
 """
 
 from experiments.configs.camvid._camvid import (

@@ -9,7 +9,7 @@ codes. UQ at 2 bits has one codec for all kernels. Rates are the best of
 tuning_rates.py.
 
 11 runs of three minutes on 2 CPU cores, five more for the first of a method. Expect
-less than a point, two for SSVQ at 1.5 bits.
+a point or less, or none; two for SSVQ at 1.5 bits.
 """
 
 from experiments.configs.coco._coco import reached, tuned
