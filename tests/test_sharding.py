@@ -410,13 +410,24 @@ import ssvq_jax as ssvq
 rng, key = np.random.default_rng(0), jax.random.key(0)
 weights = {"w": rng.normal(size=(64, 48)), "experts": rng.normal(size=(8, 16, 24))}
 weights = {name: x.astype("f4") for name, x in weights.items()}
-specs = {"w": P(None, "x"), "experts": P("x")}
-rules = [ssvq.Rule("experts", ssvq.VQ(4, 4), stack=1), ssvq.Rule("w", ssvq.SSVQ(8, 8))]
-compress = functools.partial(ssvq.compress, rules=rules, key=key)
-one = compress(weights)
+weights["masked"] = weights["w"]
+specs = {"w": P(None, "x"), "masked": P(None, "x"), "experts": P("x")}
+rules = [
+    ssvq.Rule("experts", ssvq.VQ(4, 4), stack=1),
+    ssvq.Rule("w", ssvq.SSVQ(8, 8)),
+    ssvq.Rule("masked", ssvq.MVQ(8, 8, (2, 4))),
+]
+importance = {name: np.abs(x[::-1]) for name, x in weights.items()}
+# One of NumPy; the others, and the key, on a device of this process.
+local = functools.partial(jax.device_put, device=jax.local_devices()[0])
+importance |= {name: local(importance[name]) for name in ("experts", "masked")}
+compress = functools.partial(ssvq.compress, rules=rules)
+weighted = functools.partial(compress, importance=importance, key=local(key))
+plain = jax.jit(functools.partial(compress, key=key))
+one = weighted(weights), plain(weights)
 
-def check(found):
-    for x, y in zip(*map(jax.tree.leaves, (found, one)), strict=True):
+def check(found, expected):
+    for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         exact = np.issubdtype(y.dtype, np.integer)
         assert len(x.addressable_shards) == 4 and not x.is_fully_addressable
         for part in x.addressable_shards:
@@ -431,17 +442,15 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         )
         for name, x in weights.items()
     }
-    tree = compress(sharded)
-    check(tree)
-    assert tree["w"].codes.sharding.spec == specs["w"]
-    if kind is AxisType.Auto:
-        check(jax.jit(compress)(sharded))
+    two = weighted(sharded), plain(sharded)
+    check(two, one)
+    assert two[0]["w"].codes.sharding.spec == specs["w"]
 with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(folder / "tree", tree)
+    checkpointer.save(folder / "tree", two[0])
     checkpointer.wait_until_finished()
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-    check(checkpointer.restore(folder / "tree", like))
-final = multihost_utils.process_allgather(ssvq.finalize(tree), tiled=True)
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, two[0])
+    check(checkpointer.restore(folder / "tree", like), one[0])
+final = multihost_utils.process_allgather(ssvq.finalize(two[1]), tiled=True)
 if number == 0:
     ssvq.save(folder / "packed", final)
 """
@@ -464,9 +473,8 @@ def test_two_processes_compress_what_both_hold(tmp_path, key):
         for i in range(2)
     ]
     try:
-        for process in processes:
-            text, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, text
+        texts = [process.communicate(timeout=300)[0] for process in processes]
+        assert not any(process.returncode for process in processes), "".join(texts)
     finally:
         for process in processes:
             process.kill()

@@ -89,7 +89,7 @@ class MVQ(CodebookCodec):
         whole = replicate(weight) if split is None else place(weight, split)
         kept, mask = _masks(whole, self, axis, split)
         kept = place(kept, sharding)
-        kept = kept if importance is None else kept * importance
+        kept = kept if importance is None else kept * place(importance, sharding)
         return MVQWeight(
             mask=place(mask, fit_sharding(sharding, mask.shape)),
             **self.clustered(weight, kept, key=key, axis=axis)[0],
@@ -149,12 +149,14 @@ class MVQWeight(CodebookWeight):
         bits = np.unpackbits(
             np.asarray(self.mask), axis=-1, count=self.codec.block, bitorder="little"
         )
+        groups = bits.reshape(-1, group)
         valid = _valid_groups(self.shape, self.codec, self.axis)
-        groups, padding = bits.reshape(-1, group)[valid[:, 0]], ~valid[valid[:, 0]]
         # A pattern has N ones: padding gets, from its start, what a group lacks.
-        cut = padding[:, -1]
+        cut = valid[:, 0] & ~valid[:, -1]
+        padding = ~valid[cut]
         missing = kept - np.sum(groups[cut], axis=1, keepdims=True, dtype=np.int8)
-        groups[cut] |= padding[cut] & (np.cumsum(padding[cut], axis=1) <= missing)
+        groups[cut] |= padding & (np.cumsum(padding, axis=1) <= missing)
+        groups = groups[valid[:, 0]]
         pairs = np.packbits(groups, axis=-1, bitorder="little").astype(np.uint16)
         patterns = pairs[:, 0] if group <= 8 else pairs @ np.array([1, 256], np.uint16)
         ranks = np.searchsorted(_patterns(*self.codec.keep), np.arange(1 << group))
@@ -187,7 +189,7 @@ def _masks(weight, codec, axis, split):
 
 
 def _valid_groups(shape, codec, axis):
-    """Which weights of each M there are, `(groups, M)`; rows of none are not stored."""
+    """Which positions of each M hold a weight, `(groups, M)`; none: not stored."""
     grid = grid_shape(shape, codec.block, axis)
     valid = np.broadcast_to(
         valid_positions(shape, codec.block, axis), (*grid, codec.block)

@@ -20,6 +20,7 @@ from ssvq_jax.core.sharding import (
     fit_sharding,
     mesh_axes,
     place,
+    replicated,
     sharding_of,
     slice_of,
     split_sharding,
@@ -71,8 +72,13 @@ def encode_stack(
         weight = checked_weight(weight)
         importance = checked_importance(importance, weight.shape)
         _require_representable_slices(weight, depth)
+        sharding = sharding_of(weight)
+        if importance is not None:
+            importance = place(importance, sharding)
+        if not isinstance(key, Tracer):  # one may be on a single device
+            key = place(jnp.asarray(key), replicated(sharding))
         node = _encode_mapped(codec, weight, key, importance, axis, depth, split)
-        node = _placed(node, sharding_of(weight))
+        node = _placed(node, sharding)
     return node.replace(codec=node.holding_codec())
 
 

@@ -64,12 +64,12 @@ def place(x: Array, sharding: NamedSharding | None) -> Array:
         return jax.sharding.reshard(x, sharding)
     if isinstance(sharding.mesh, AbstractMesh):
         return x
-    if not sharding.is_fully_addressable and _is_here(x):
+    if not sharding.is_fully_addressable and _is_local(x):
         return _everywhere(x, sharding)
     return jax.device_put(x, sharding)
 
 
-def _is_here(x: AnyArray) -> bool:
+def _is_local(x: AnyArray) -> bool:
     """Whether this process has all of it."""
     if isinstance(x, Tracer):
         return False
@@ -77,15 +77,15 @@ def _is_here(x: AnyArray) -> bool:
 
 
 def _everywhere(x: Array, sharding: NamedSharding) -> Array:
-    """`x`, which every process has, on devices of several processes.
+    """`x`, the same in every process, on devices of several processes.
 
-    `jax.device_put` takes no key there, and nothing that is committed.
+    `jax.device_put` checks that, but takes no typed key there, and no array that is
+    committed to local devices.
     """
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _everywhere(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    values = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: values[index])
+    return jax.device_put(np.asarray(x), sharding)
 
 
 def replicate(x: Array) -> Array:

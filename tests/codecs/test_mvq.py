@@ -35,9 +35,10 @@ def test_mvq_clusters_kept_positions_only():
 
 
 @pytest.mark.parametrize("rows", [8, 9, 12])
-def test_any_mask_of_a_group_with_padding_is_stored(rows, tmp_path):
-    """Refined masks need not be those of the largest weights."""
-    codec = ssvq.MVQ(4, 6, (4, 6), codebook_dtype="float32")
+@pytest.mark.parametrize("block", [6, 12])
+def test_any_mask_of_a_group_with_padding_is_stored(block, rows, tmp_path):
+    """A mask that `put` is given need not be that of the largest weights."""
+    codec = ssvq.MVQ(4, block, (4, 6), codebook_dtype="float32")
     node = encoded(codec, (rows, 15))
     patterns = list(itertools.combinations(range(6), 4))
     factors = np.zeros((12, 15), np.float32)
