@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 from flax import nnx
 from rich.console import Console
+from rich.markup import escape
 
 from experiments.data.tokens import BYTES, Tokenizer, open_tokenizer
 from experiments.models.checkpoint import load_network, load_packed
@@ -72,7 +73,7 @@ def main(options: Options) -> None:
     network.require_classes(name, len(tokenizer.lengths))
     model = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     prompt = read_prompt(options.prompt, tokenizer, model.config.context)
-    with Console(stderr=True).status(f"reading {options.weights}"):
+    with Console(stderr=True).status(f"reading {escape(str(options.weights))}"):
         graphdef, params = _weights(network, model, options.weights)
     nodes = jax.tree.leaves(params, is_leaf=is_compressed)
     packed = sum(map(is_compressed, nodes))

@@ -130,7 +130,10 @@ def _text(path: pathlib.Path) -> str:
 
 def _of_tfds(name: str, split: str, data_dir: pathlib.Path | None) -> str:
     """All texts of a split, a line break after each."""
-    where = f"\nThere is no text of that name in {data_dir or 'this folder'}, either."
+    where = (
+        f"\nThere is no text of that name in {data_dir or 'this folder'}, either, "
+        "and no folder with *.txt."
+    )
     with explained(name, preparing(name) + where):
         builder: Any = tfds.builder(name, data_dir=data_dir)
         features = builder.info.features
