@@ -36,7 +36,7 @@ def starts(methods: Sequence[str], bits: Sequence[float]) -> dict[str, Experimen
     found = {"float": tested(TRAINED, None)} if "float" in methods else {}
     for method, x in reached([name for name in methods if name != "float"], bits):
         found[f"{method}-{x:g}"] = calibrated(TRAINED, method, x)
-    return found
+    return {name: on_camvid(run) for name, run in found.items()}
 
 
 def plain_starts(
@@ -49,9 +49,9 @@ def plain_starts(
       bits: Those there are.
     """
     return {
-        name: recompressed(run, freezing=Freezing(checks=10))
+        name: recompressed(on_camvid(run), freezing=Freezing(checks=10))
         if name.startswith("ssvq")
-        else run
+        else on_camvid(run)
         for name, run in plain(TRAINED, methods, bits).items()
     }
 
@@ -68,7 +68,7 @@ def tuned(
       data: These.
     """
     return dataclasses.replace(
-        on_camvid(start),
+        start,
         task=TASK,
         data=data,
         distill=False,

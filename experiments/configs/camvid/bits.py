@@ -28,5 +28,5 @@ def runs() -> dict[str, Experiment]:
     own = starts(("float", *CALIBRATED), BITS)
     found = {"float": own.pop("float")}
     for name, run in plain(TRAINED, PLAIN, BITS).items():
-        found[f"plain-{name}"] = run
-    return {name: on_camvid(run) for name, run in (found | own).items()}
+        found[f"plain-{name}"] = on_camvid(run)
+    return found | own
