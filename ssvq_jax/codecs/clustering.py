@@ -28,6 +28,7 @@ from ssvq_jax.core.sharding import (
     Shards,
     fit_sharding,
     place,
+    replicate_key,
     replicated,
     sharding_of,
     split_sharding,
@@ -97,8 +98,7 @@ def cluster(
     if split is None:
         found = _fit(weight, importance, key, options)
     else:
-        if not isinstance(key, Tracer):  # one may be on a single device
-            key = place(jnp.asarray(key), replicated(split))
+        key = replicate_key(key, split)
         found = _fit_parts(weight, importance, key, options, split)
     codebook, codes, scale, signs = found
     return (

@@ -20,7 +20,7 @@ from ssvq_jax.core.sharding import (
     fit_sharding,
     mesh_axes,
     place,
-    replicated,
+    replicate_key,
     sharding_of,
     slice_of,
     split_sharding,
@@ -75,8 +75,7 @@ def encode_stack(
         sharding = sharding_of(weight)
         if importance is not None:
             importance = place(importance, sharding)
-        if not isinstance(key, Tracer):  # one may be on a single device
-            key = place(jnp.asarray(key), replicated(sharding))
+        key = replicate_key(key, sharding)
         node = _encode_mapped(codec, weight, key, importance, axis, depth, split)
         node = _placed(node, sharding)
     return node.replace(codec=node.holding_codec())

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, Num, PRNGKeyArray, UInt32
@@ -25,6 +24,7 @@ from ssvq_jax.core.sharding import (
     Shards,
     mesh_axes,
     place,
+    replicate_key,
     replicated,
     sharding_of,
     split_sharding,
@@ -183,8 +183,7 @@ def _fit_parts(
         importance = place(jnp.asarray(importance), rows)
     if start is not None:
         start = place(jnp.asarray(start), replicated(split))
-    if not isinstance(key, Tracer):  # it may be on a single device
-        key = place(jnp.asarray(key), replicated(split))
+    key = replicate_key(key, split)
     return _of_parts(points, importance, start, key, options, split)
 
 

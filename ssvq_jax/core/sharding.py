@@ -93,6 +93,16 @@ def replicate(x: Array) -> Array:
     return place(x, replicated(sharding_of(x)))
 
 
+def replicate_key(key: Any, sharding: NamedSharding | None) -> Any:
+    """A JAX random key beside what `sharding` splits: it may be on a single device.
+
+    What is traced lies where the compiler puts it.
+    """
+    if isinstance(key, Tracer):
+        return key
+    return place(jnp.asarray(key), replicated(sharding))
+
+
 def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
     """The sharding of what is whole on every device of the same mesh."""
     return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
