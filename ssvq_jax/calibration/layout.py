@@ -156,10 +156,11 @@ class Layout:
         """
         blocks = self.blocks(slab)
         if self.along_inputs:
+            # Not repeated for all blocks: XLA's CPU backend (of jax 0.10 to 0.12)
+            # adds up what is the same in all columns wrongly, if a minimum follows.
             valid = jnp.diagonal(metric, axis1=1, axis2=2)[:, None, :] > 0
 
             def choose(blocks, metric, valid):
-                valid = jnp.broadcast_to(valid, blocks.shape)
                 return node.choose(blocks, metric=metric, valid=valid)
 
             return jax.vmap(choose)(blocks, metric, valid)

@@ -282,7 +282,7 @@ class Compressed(abc.ABC):
         *,
         metric: Float[Array, "d d"] | None = None,
         importance: Float[Array, "n d"] | None = None,
-        valid: Bool[Array, "n d"] | None = None,
+        valid: Bool[Array, "#n d"] | None = None,
     ) -> Choice:
         """The best codes for blocks of weights, in units of `scales`: see `nearest`.
 

@@ -52,7 +52,7 @@ def nearest(
     *,
     metric: Float[Array, "d d"] | None = None,
     importance: Float[Array, "n d"] | None = None,
-    valid: Bool[Array, "n d"] | None = None,
+    valid: Bool[Array, "#n d"] | None = None,
 ) -> Choice:
     """Codes and factors of least weighted squared error.
 
@@ -69,6 +69,7 @@ def nearest(
       importance: Non-negative: the diagonal of the metric of every block. Without
         either it is 1.
       valid: Where targets are no padding: masks keep that last. The metric is 0 there.
+        One row where it is the same for all blocks.
 
     Returns:
       The codeword and the factors of every block.
@@ -87,13 +88,21 @@ def nearest(
     size = max(1, limit // most)
     if count <= size:
         return find(targets, importance, valid)
+    same = None
+    if valid is not None and valid.shape[0] == 1:
+        same, valid = valid, None
     columns = targets, importance, valid
     padding = -count % size
     chunks = jax.tree.map(
         lambda x: jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1]),
         columns,
     )
-    found = jax.lax.map(lambda chunk: find(*chunk), chunks)
+
+    def part(chunk):
+        targets, importance, valid = chunk
+        return find(targets, importance, same if valid is None else valid)
+
+    found = jax.lax.map(part, chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
@@ -196,7 +205,7 @@ class _Form:
         return factors
 
     def _forbidden(self, patterns, group):
-        """A cost of masks' ones on more padding than has to be, `(p, n)`.
+        """A cost of masks' ones on more padding than has to be, `(p, n)` or `(p, 1)`.
 
         Signs may be what they are there.
         """

@@ -175,10 +175,11 @@ def test_ones_of_masks_are_on_weights_first(joint, valid, rng, monkeypatch):
         np.testing.assert_array_equal(kept, min(2, valid))
 
 
+@pytest.mark.parametrize("rows", [1, 50])
 @pytest.mark.parametrize("patterns", [None, words("free", 8), mask_patterns(2, 4)])
-def test_in_chunks_the_same(patterns, rng, monkeypatch):
+def test_in_chunks_the_same(patterns, rows, rng, monkeypatch):
     targets, codebook = data(rng, 50, 8, 16)
-    columns = {"valid": np.broadcast_to(np.arange(8) < 7, (50, 8))}
+    columns = {"valid": np.broadcast_to(np.arange(8) < 7, (rows, 8))}
     for form in forms(rng, 50, 8):
         whole = nearest(targets, codebook, patterns, **form, **columns)
         monkeypatch.setattr(module, "_CPU_COSTS", 64 * 7)
