@@ -130,7 +130,9 @@ def training_batches(
         )
     examples = grain.MapDataset.source(split).seed(seed).shuffle().repeat()
     examples = examples.random_map(prepare)[index::count]
-    batches = examples.batch(batch // count)[start:].to_iter_dataset(_READING)
+    # Grain rounds the number of endless batches of one up, unless a rest is dropped.
+    batches = examples.batch(batch // count, drop_remainder=True)[start:]
+    batches = batches.to_iter_dataset(_READING)
     if workers:
         absl.flags.FLAGS.mark_as_parsed()  # Grain reads options of its own there
         options = grain.MultiprocessingOptions(num_workers=workers)

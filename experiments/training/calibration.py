@@ -20,6 +20,8 @@ from ssvq_jax.tree.paths import flatten
 
 _PROBED_AT = 2.25
 """Bits a weight near which divergences are measured, whatever the budget: once."""
+_WIDEST = 8192
+"""Outputs of a layer, at most, of which a factor is found: `4 * n**2` bytes."""
 _KEPT: dict[str, tuple[str, Any]] = {}
 """The last moments and allocation, and of what: many runs begin with the same."""
 
@@ -107,8 +109,19 @@ class Calibrated:
     def _fisher(
         self, moments: ssvq.Moments, batches: list[Any], key: Any
     ) -> ssvq.Moments:
-        """By gradients of the loss of labels drawn from the outputs."""
+        """By gradients of the loss of labels drawn from the outputs.
+
+        Layers with too many outputs for a factor, such as heads of large vocabularies,
+        keep the moments of their inputs.
+        """
         program = self._program
+        both = self._options.metric == "kronecker"
+        named, _ = flatten(program.params)
+        narrow = {
+            path: moment
+            for path, moment in moments.items()
+            if not both or named[path].size <= _WIDEST * moment.mean.size
+        }
 
         @jax.jit
         @jax.grad
@@ -120,8 +133,9 @@ class Calibrated:
 
         keys = jax.random.split(key, len(batches))
         gradients = map(functools.partial(gradient, program.params), batches, keys)
-        both = self._options.metric == "kronecker"
-        return ssvq.fisher_factors(moments, gradients, outputs=both)
+        own = ssvq.Moments(narrow, moments.missing)
+        found = ssvq.fisher_factors(own, gradients, outputs=both)
+        return ssvq.Moments({**moments, **found}, moments.missing)
 
     def _allocated(
         self, bits: float, moments: ssvq.Moments, probes: list[Any], key: Any

@@ -122,10 +122,11 @@ def test_batches_are_epochs_of_permutations():
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_batches_go_on_where_they_were():
-    first = _labels(9)
-    np.testing.assert_array_equal(first[5:], _labels(4, start=5))
-    assert not np.array_equal(first, _labels(9, seed=1))
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_batches_go_on_where_they_were(batch):
+    first = _labels(9, batch=batch)
+    np.testing.assert_array_equal(first[5:], _labels(4, batch=batch, start=5))
+    assert not np.array_equal(first, _labels(9, batch=batch, seed=1))
 
 
 def test_augmentation_is_drawn_anew_but_by_the_index_only():

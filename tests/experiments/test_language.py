@@ -18,7 +18,14 @@ from experiments.data import text, tokens
 from experiments.models.llama import Llama, LlamaConfig, continuation
 from experiments.models.network import TextNetwork
 from experiments.tasks import Language
-from experiments.training.config import Compression, Data, Experiment, Optimization
+from experiments.training import calibration
+from experiments.training.config import (
+    Calibration,
+    Compression,
+    Data,
+    Experiment,
+    Optimization,
+)
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
@@ -228,6 +235,50 @@ def test_trains_compresses_and_writes(book, tmp_path, capsys):
     with pytest.raises(ValueError, match="less than the context of 16 tokens, got 16"):
         long = np.zeros(16, np.int32)
         next(continuation(graphdef, params, long, count=1, key=None))
+
+
+def test_calibrated_by_every_metric_but_for_heads_of_many_tokens(
+    book, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(CONFIG, tied=True)
+    network = dataclasses.replace(
+        NETWORK, make=lambda classes, rngs: Llama(config, classes, rngs=rngs)
+    )
+    monkeypatch.setattr(calibration, "_WIDEST", 255)
+    monkeypatch.setattr(calibration, "_PROBED_AT", 4)  # small kernels have no less
+    found, factors = [], ssvq.fisher_factors
+
+    def spied(moments, gradients, **options):
+        gradients = list(gradients)
+        found.append((set(moments), len(gradients), options["outputs"]))
+        return factors(moments, gradients, **options)
+
+    monkeypatch.setattr(ssvq, "fisher_factors", spied)
+    kernels = "model/layers/.*/(q|down)_proj/kernel"
+    embedding = "model/embed_tokens/embedding"
+    codecs = (ssvq.SSVQ(4, 8), ssvq.Uniform(4))
+    rules = (
+        *(ssvq.Rule(kernels, codec) for codec in codecs),
+        ssvq.Rule(embedding, ssvq.Uniform(8)),
+    )
+    ratios = []
+    for metric in ("fisher", "kronecker"):
+        run = _experiment(
+            book,
+            network=network,
+            weights=tiny.weights(tmp_path, network),
+            distill=True,
+            optimization=Optimization(epochs=0, batch=1),
+            compression=Compression(
+                rules=rules,
+                calibration=Calibration(bits=4, examples=24, probe=4, metric=metric),
+            ),
+        )
+        result = tiny.execute(run, tmp_path / metric)
+        ratios.append(result["test"]["perplexity_ratio"])
+    assert len(set(ratios)) == 2 and max(ratios) < 1.1
+    (fisher, count, one), (both, _, two) = found
+    assert fisher - both == {embedding} and count == 20 and (one, two) == (False, True)
 
 
 def test_the_command_writes_and_refuses(tmp_path, monkeypatch, capsys):
