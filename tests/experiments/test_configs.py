@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "unchecked_types")
 
 _NAMES = [config.name_of(path) for path in config.files()]
 # Those by which options are chosen; never by test images.
-_CHOOSING = ("rates", "masks", "thresholds")
+_CHOOSING = ("rates", "masks", "thresholds", "smollm2_metrics")
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def test_every_kernel_of_the_networks_on_coco_is_compressed(network):
 
 def test_nothing_is_chosen_by_test_images():
     chosen = [name for name in _NAMES if name.endswith(_CHOOSING)]
-    assert len(chosen) == 10
+    assert len(chosen) == 11
     for name in chosen:
         runs = _load(name).values()
         assert all(run.data.test is None and run.data.validation for run in runs)
