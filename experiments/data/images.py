@@ -59,7 +59,7 @@ def open_source(builder: Any, name: str, split: str | None) -> tuple[Any, str]:
         kind, advice = NotPreparedError, preparing(name)
     with explained(f"{name} {split}", advice, kind):
         if known and not known[split].num_examples:
-            raise ValueError("it has no images")
+            raise ValueError("it has no examples")
         return builder.as_data_source(split=split), split
 
 
@@ -134,6 +134,6 @@ def _digits(split: str) -> Split:
             for i in parts[piece.splitname][piece.from_ : piece.to]
         ]
         if not chosen:
-            raise ValueError("it has no images")
+            raise ValueError("it has no examples")
     examples = [{"image": images[i], "label": digits.target[i]} for i in chosen]
     return Split(f"digits {split}", Mapped(examples, _labelled), 10)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.data.batches import Example, Split
-from experiments.data.images import explained, preparing
+from experiments.data.images import explained, open_source, preparing
 from experiments.data.tokens import Tokenizer
 
 _PARTS = {"train": (0.0, 0.95), "validation": (0.95, 0.975), "test": (0.975, 1.0)}
@@ -139,6 +139,5 @@ def _of_tfds(name: str, split: str, data_dir: pathlib.Path | None) -> str:
         features = builder.info.features
     if "text" not in features:
         raise SystemExit(f"{name}: expected a feature text, got {', '.join(features)}")
-    with explained(f"{name} {split}", preparing(name)):
-        texts = [x["text"].decode() for x in builder.as_data_source(split=split)]
-    return "".join(f"{text}\n" for text in texts)
+    source, _ = open_source(builder, name, split)
+    return "".join(f"{x['text'].decode()}\n" for x in source)

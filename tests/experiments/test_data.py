@@ -58,7 +58,7 @@ def test_a_wrong_split_says_why(name):
     for split, why in (
         ("none", r"Unknown split 'none'. Should be one of \['train', 'test'\]"),
         ("train[:10][:5]", "Unrecognized split format"),
-        ("train[:0]", "no images"),
+        ("train[:0]", "no examples"),
     ):
         with pytest.raises(SystemExit, match=why) as raised:
             open_split(name, split, folder)

@@ -15,6 +15,7 @@ from flax import nnx
 import ssvq_jax as ssvq
 from experiments import generate
 from experiments.data import text, tokens
+from experiments.data.batches import NotPreparedError
 from experiments.models.llama import Llama, LlamaConfig, continuation
 from experiments.models.network import TextNetwork
 from experiments.tasks import Language
@@ -93,7 +94,7 @@ def test_texts_of_tensorflow_datasets(tmp_path, monkeypatch):
     class Stored:
         """As prepared sets give it, in bytes; mocked ones give text."""
 
-        info = types.SimpleNamespace(features={"text": None})
+        info = types.SimpleNamespace(features={"text": None}, splits={})
 
         def as_data_source(self, split):
             return [{"text": "né".encode()}, {"text": split.encode()}]
@@ -102,6 +103,14 @@ def test_texts_of_tensorflow_datasets(tmp_path, monkeypatch):
     (tmp_path / "any").mkdir()  # where it lies when it was prepared
     for folder in (None, tmp_path):
         assert text.read("any", "train", folder) == "né\ntrain\n"
+
+    class Absent(Stored):
+        def as_data_source(self, split):
+            raise OSError("no files")
+
+    monkeypatch.setattr(text.tfds, "builder", lambda name, data_dir: Absent())
+    with pytest.raises(NotPreparedError, match="any train(.|\n)*tfds build any"):
+        text.read("any", "train", None)
 
 
 def test_wrong_text_says_why(book):
