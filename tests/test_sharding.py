@@ -198,6 +198,57 @@ def test_a_codebook_a_device_in_shard_map(kind, rng, key):
         assert_same(ssvq.decode(node), ssvq.decode(encode(part)))
 
 
+@pytest.mark.parametrize("own", ["importance", "key"])
+def test_experts_have_all_else_in_common(own, rng, key):
+    """In `jax.shard_map`, where types tell over which axes an array differs."""
+    given = {
+        "points": rng.normal(size=(2, 64, 8)).astype(np.float32),
+        "importance": rng.uniform(size=(2, 64, 8)).astype(np.float32),
+        "key": jax.random.split(key),
+    }
+    given = {name: x if name == own else x[:1] for name, x in given.items()}
+    mesh = jax.make_mesh((2, 4), ("experts", "rows"))
+
+    def fit(points, importance, key):
+        codebook, codes, _ = ssvq.fit_codebook(
+            points[0], 4, key=key[0], importance=importance[0], axis_name="rows"
+        )
+        return codebook[None], codes[None]
+
+    def encode(weight, importance, key):
+        node = ssvq.encode(
+            ssvq.SSVQ(4, 8), weight[0], importance=importance[0], key=key[0]
+        )
+        return ssvq.decode(node)[None]
+
+    whole = {name: P("experts") if name == own else P() for name in given}
+    rows = {
+        **whole,
+        **{x: P(*whole[x][:1] or (None,), "rows") for x in list(given)[:2]},
+    }
+    for function, specs, outputs in (
+        (fit, rows, (P("experts"), P("experts", "rows"))),
+        (encode, whole, P("experts")),
+    ):
+        placed = [
+            jax.device_put(x, NamedSharding(mesh, specs[name]))
+            for name, x in given.items()
+        ]
+        found = jax.shard_map(
+            function, mesh=mesh, in_specs=tuple(specs.values()), out_specs=outputs
+        )(*placed)
+        found = jax.tree.map(np.asarray, found)
+        for i in range(2):
+            alone = [x[i % len(x)] for x in given.values()]
+            if function is fit:
+                points, importance, one = alone
+                expected = ssvq.fit_codebook(points, 4, key=one, importance=importance)
+                expected = expected[:2]
+            else:
+                expected = encode(*(x[None] for x in alone))[0]
+            assert_same(jax.tree.map(lambda x, i=i: x[i], found), expected)
+
+
 @pytest.mark.parametrize("spec", [P("x", None, "y"), P(None, "x", "y")], ids=str)
 def test_stacks(spec, mesh, rng, key):
     weight = rng.normal(size=(4, 64, 32)).astype(np.float32)

@@ -28,6 +28,7 @@ from ssvq_jax.core.sharding import (
     replicated,
     sharding_of,
     split_sharding,
+    vary_alike,
 )
 from ssvq_jax.core.units import find_units, floats, kept, normalize
 
@@ -251,6 +252,9 @@ def fit_padded(
 
     With `shards` points, weights, count and codes are those of a part: see `lloyd`.
     """
+    points, weights, start, key = vary_alike(
+        shards.names(), points, weights, start, key
+    )
     if start is None:
         size = max(_SEEDING_POINTS, _SEEDING_POINTS_PER_CODEWORD * codewords)
         total = math.prod(shards.shape) if shards.names() else count
