@@ -15,7 +15,7 @@ a point or less, or none; two for SSVQ at 1.5 bits.
 from experiments.configs.coco._coco import reached, tuned
 from experiments.training.config import Experiment
 
-RATES = {"vq": 3e-5, "coded": 3e-4, "mvq": 1e-4, "uniform": 1e-5}
+RATES = {"vq": 3e-5, "coded": 3e-4, "mvq": 3e-4, "uniform": 1e-5}
 BITS = (1.5, 2, 3)
 
 
