@@ -1,5 +1,6 @@
 """Where a calibrated run starts: codes by what layers see, bits where they count."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 
 import ssvq_jax as ssvq
-from experiments.data.batches import Split, evaluation_batches
+from experiments.data.batches import Mapped, Split, evaluation_batches
 from experiments.training.config import Calibration, Experiment
 from experiments.training.devices import Devices
 from experiments.training.program import Program
@@ -164,8 +165,9 @@ class Calibrated:
         start = [known[name] for name in ("network", "data", "task", "weights")]
         if self._experiment.fresh is not None:
             start += [self._experiment.fresh, self._experiment.seed]
-        batches = self._experiment.optimization.batch, self._options.examples
-        key = json.dumps([*start, *batches, self._options.form, *parts])
+        options = self._options
+        batches = self._experiment.optimization.batch, options.examples, options.spread
+        key = json.dumps([*start, *batches, options.form, *parts])
         if _KEPT.get(kind, ("",))[0] != key:
             _KEPT.pop(kind, None)  # before the next one is made: memory
             _KEPT[kind] = key, make()
@@ -210,13 +212,18 @@ class Calibrated:
         """Batches of what the network takes, not augmented."""
         task, network = self._experiment.task, self._experiment.network
         size = self._experiment.optimization.batch
+        split, step = self._split, 1
+        if self._options.spread:
+            step = max(len(split) // self._options.examples, 1)
         source = evaluation_batches(
-            self._split,
+            dataclasses.replace(
+                split, examples=Mapped(range(0, len(split), step), split.__getitem__)
+            ),
             batch=size,
             prepare=functools.partial(task.prepare, size=network.size),
             process=self._devices.process,
         )
-        count = min(len(self._split), self._options.examples) // size
+        count = min(len(split), self._options.examples) // size
         inputs = jax.jit(network.inputs)
         for arrays in itertools.islice(source, max(count, 1)):
             yield inputs(self._devices.batch(arrays))

@@ -110,8 +110,10 @@ def execute(options: Options, compressing: bool) -> None:
     )
     console = Console()
     if options.dry_run:
-        for name, experiment in runs.items():
-            console.print(dry_run.table(name, experiment, execution))
+        for i, (name, experiment) in enumerate(runs.items(), 1):
+            with console.status(f"{name}, {i} of {len(runs)}: compiling its step"):
+                table = dry_run.table(name, experiment, execution)
+            console.print(table)
         return
     title = config.name_of(options.config)
     folder = options.output / title

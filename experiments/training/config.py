@@ -122,7 +122,9 @@ class Calibration:
     Attributes:
       bits: Stored bits a weight of all parameters that several rules match, spread by
         `ssvq_jax.allocate`: these rules are its candidates. `None`: the first wins.
-      examples: How many there are at most.
+      examples: How many there are at most, the first ones.
+      spread: Whether they are taken evenly from the whole split instead: of text, where
+        neighbours are alike.
       probe: Examples, the last ones, on which the divergence of the outputs is measured
         when one parameter alone is compressed; 0 for predicted errors.
       refine: Whether codes are found by the outputs' error.
@@ -137,6 +139,7 @@ class Calibration:
 
     bits: float | None = None
     examples: int = 1000
+    spread: bool = dataclasses.field(default=False, metadata=_LATER)
     probe: int = 100
     refine: bool = True
     form: Literal["full", "diagonal"] = "full"

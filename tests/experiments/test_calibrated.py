@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import ssvq_jax as ssvq
+from experiments.data.images import open_split
 from experiments.tasks import Classification
+from experiments.training import calibration
 from experiments.training.calibration import Calibrated
 from experiments.training.config import Calibration, Compression, Data, Optimization
 from tests.experiments import tiny
@@ -52,6 +54,26 @@ def test_without_a_probe_errors_are_predicted(tmp_path, monkeypatch):
     monkeypatch.setattr(Calibrated, "_divergence", measured)
     result = tiny.execute(calibrated(tmp_path, bits=4.5, probe=0), tmp_path / "run")
     assert 3 < result["bits_per_weight"] <= 4.5
+
+
+@pytest.mark.parametrize(("spread", "step"), [(False, 1), (True, 10)])
+def test_examples_are_the_first_or_from_all_of_the_split(
+    spread, step, tmp_path, monkeypatch
+):
+    seen, batches = [], calibration.evaluation_batches
+
+    def spied(split, **options):
+        seen.append([split[i]["label"] for i in range(96)])
+        return batches(split, **options)
+
+    monkeypatch.setattr(calibration, "evaluation_batches", spied)
+    experiment = dataclasses.replace(
+        calibrated(tmp_path, batch_norm=False, examples=96, spread=spread),
+        data=tiny.DIGITS,
+    )
+    tiny.execute(experiment, tmp_path / "run")
+    split = open_split("digits", "train[:960]")
+    assert seen == [[split[i * step]["label"] for i in range(96)]]
 
 
 def test_training_goes_on_from_calibrated_codes(tmp_path):

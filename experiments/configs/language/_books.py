@@ -60,4 +60,6 @@ def fine_tuning(
     )
     if run.compression is None:
         return run
-    return recompressed(run, calibration=Calibration(examples=256, probe=0))
+    return recompressed(
+        run, calibration=Calibration(examples=256, spread=True, probe=0)
+    )
