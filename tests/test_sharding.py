@@ -216,9 +216,9 @@ def test_experts_have_all_else_in_common(own, rng, key):
         return codebook[None], codes[None]
 
     def encode(weight, importance, key):
-        node = ssvq.encode(
-            ssvq.SSVQ(4, 8), weight[0], importance=importance[0], key=key[0]
-        )
+        # Words and codewords are too many to try all of them.
+        codec = ssvq.SSVQ(64, 8, sign_code="parity")
+        node = ssvq.encode(codec, weight[0], importance=importance[0], key=key[0])
         return ssvq.decode(node)[None]
 
     whole = {name: P("experts") if name == own else P() for name in given}

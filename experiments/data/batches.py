@@ -130,7 +130,8 @@ def training_batches(
         )
     examples = grain.MapDataset.source(split).seed(seed).shuffle().repeat()
     examples = examples.random_map(prepare)[index::count]
-    # Grain rounds the number of endless batches of one up, unless a rest is dropped.
+    # There is no rest; if one is not dropped, Grain rounds the number of endless
+    # batches of one up, beyond what a length may be.
     batches = examples.batch(batch // count, drop_remainder=True)[start:]
     batches = batches.to_iter_dataset(_READING)
     if workers:

@@ -140,4 +140,5 @@ def _of_tfds(name: str, split: str, data_dir: pathlib.Path | None) -> str:
     if "text" not in features:
         raise SystemExit(f"{name}: expected a feature text, got {', '.join(features)}")
     source, _ = open_source(builder, name, split)
-    return "".join(f"{x['text'].decode()}\n" for x in source)
+    with explained(f"{name} {split}", preparing(name)):
+        return "".join(f"{x['text'].decode()}\n" for x in source)

@@ -22,7 +22,7 @@ from ssvq_jax.tree.paths import flatten
 _PROBED_AT = 2.25
 """Bits a weight near which divergences are measured, whatever the budget: once."""
 _WIDEST = 8192
-"""Outputs of a layer, at most, of which a factor is found: `4 * n**2` bytes."""
+"""Outputs of a layer, at most, whose factor is found, of `4 * n**2` bytes."""
 _KEPT: dict[str, tuple[str, Any]] = {}
 """The last moments and allocation, and of what: many runs begin with the same."""
 
@@ -117,12 +117,8 @@ class Calibrated:
         """
         program = self._program
         both = self._options.metric == "kronecker"
-        named, _ = flatten(program.params)
-        narrow = {
-            path: moment
-            for path, moment in moments.items()
-            if not both or named[path].size <= _WIDEST * moment.mean.size
-        }
+        left_out = self._wide(moments) if both else ()
+        narrow = {path: x for path, x in moments.items() if path not in left_out}
 
         @jax.jit
         @jax.grad
@@ -143,6 +139,12 @@ class Calibrated:
     ) -> list[ssvq.Rule]:
         """Rules with one candidate chosen where several match."""
         contested = self._contested()
+        if self._options.metric == "kronecker":
+            for path in self._wide(moments) & contested.keys():
+                raise SystemExit(
+                    f"{path}: expected at most {_WIDEST:,} outputs where bits are "
+                    'spread by "kronecker": give it one codec, or take another metric'
+                )
         candidates = [x for x in self._rules if any(map(x.matches, contested))]
 
         def measure():
@@ -172,6 +174,15 @@ class Calibrated:
             _KEPT.pop(kind, None)  # before the next one is made: memory
             _KEPT[kind] = key, make()
         return _KEPT[kind][1]
+
+    def _wide(self, moments: ssvq.Moments) -> set[str]:
+        """The parameters of layers with too many outputs for a factor."""
+        named, _ = flatten(self._program.params)
+        return {
+            path
+            for path, moment in moments.items()
+            if named[path].size > _WIDEST * moment.mean.size
+        }
 
     def _contested(self) -> dict[str, Any]:
         """The parameters that several rules match: bits are spread over these."""

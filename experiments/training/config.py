@@ -132,8 +132,9 @@ class Calibration:
       metric: What errors of the weights are measured by. "inputs": what they do to the
         layer's outputs. "fisher": what they do to the network's, by the factor of the
         layer's inputs; "kronecker": by those of its inputs and outputs, which spread
-        bits, too. See `ssvq_jax.fisher_factors`: it takes as long as training on the
-        examples, without those of `probe`.
+        bits, too; layers of more than 8,192 outputs keep the moments of their inputs,
+        and no bits can be spread over them. See `ssvq_jax.fisher_factors`: it takes as
+        long as training on the examples, without those of `probe`.
       batch_norm: Whether means and variances of batch norms are taken anew.
     """
 

@@ -156,8 +156,6 @@ class Layout:
         """
         blocks = self.blocks(slab)
         if self.along_inputs:
-            # Not repeated for all blocks: XLA's CPU backend (of jax 0.10 to 0.12)
-            # adds up what is the same in all columns wrongly, if a minimum follows.
             valid = jnp.diagonal(metric, axis1=1, axis2=2)[:, None, :] > 0
 
             def choose(blocks, metric, valid):
@@ -168,7 +166,9 @@ class Layout:
         if scale is not None:
             weights = weights * jnp.square(scale)
         importance = self.blocks(weights)[0]
-        valid = self.blocks(jnp.ones_like(slab))[0] > 0
+        valid = None
+        if self.shape[self.axis] % self.block:
+            valid = self.blocks(jnp.ones_like(slab))[0] > 0
         found = node.choose(blocks[0], importance=importance, valid=valid)
         return jax.tree.map(lambda x: x[None], found)
 

@@ -34,10 +34,12 @@ def assigned(node: Any, weight: Array, importance: Array | None, training: bool)
     def assign(node, targets, importance):
         shape = targets.shape
         grid = grid_shape(shape, block, axis)
-        targets, importance, valid = (
-            jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
-            for x in (targets, importance, jnp.ones(shape, bool))
-        )
+
+        def blocks(x):
+            return jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
+
+        targets, importance = blocks(targets), blocks(importance)
+        valid = blocks(jnp.ones(shape, bool)) if shape[axis] % block else None
         codes, factors = node.choose(targets, importance=importance, valid=valid)
         if factors is not None:
             factors = from_blocks(factors.reshape(*grid, block), shape, axis)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ssvq_jax.core.sharding import vary_alike
+
 _JOINT = 4096  # words times codewords that are all tried
 _ROUNDS = 3  # of codeword and factors in turn; a fourth changes hardly any
 _COSTS = 1 << 25  # entries of a matrix of costs, 128 MiB
@@ -68,8 +70,8 @@ def nearest(
       metric: Symmetric, positive semidefinite.
       importance: Non-negative: the diagonal of the metric of every block. Without
         either it is 1.
-      valid: Where targets are no padding: masks keep that last. The metric is 0 there.
-        One row where it is the same for all blocks.
+      valid: Where targets are no padding, which comes last: masks keep it last, and
+        the metric is 0 there. One row where it is the same for all blocks.
 
     Returns:
       The codeword and the factors of every block.
@@ -88,21 +90,14 @@ def nearest(
     size = max(1, limit // most)
     if count <= size:
         return find(targets, importance, valid)
-    same = None
-    if valid is not None and valid.shape[0] == 1:
-        same, valid = valid, None
-    columns = targets, importance, valid
+    same = valid is not None and valid.shape[0] == 1
+    columns = targets, importance, None if same else valid
     padding = -count % size
     chunks = jax.tree.map(
         lambda x: jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1]),
         columns,
     )
-
-    def part(chunk):
-        targets, importance, valid = chunk
-        return find(targets, importance, same if valid is None else valid)
-
-    found = jax.lax.map(part, chunks)
+    found = jax.lax.map(lambda x: find(*x[:2], valid if same else x[2]), chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
@@ -117,6 +112,9 @@ def _words(patterns: np.ndarray, block: int, most: int) -> np.ndarray | None:
 
 
 def _nearest(codebook, patterns, words, metric, targets, importance, valid):
+    codebook, metric, targets, importance, valid = vary_alike(
+        (), codebook, metric, targets, importance, valid
+    )
     form = _Form(targets, metric, importance, valid)
     if patterns is None:
         return Choice(form.codes(codebook, None), None)
@@ -211,9 +209,14 @@ class _Form:
         """
         if self.valid is None or (patterns < 0).any():
             return jnp.zeros((len(patterns), 1), jnp.float32)
-        padding = (~self.valid[:, group]).astype(jnp.float32)
-        ones = _dot(jnp.asarray(patterns), padding.T)
-        return _FORBIDDEN * (ones - jnp.min(ones, axis=0, keepdims=True))
+        # Looked up by the number of weights before the padding, not multiplied: XLA's
+        # CPU backend (jax 0.10.2 and 0.12.0) gets a product wrong whose columns are
+        # repeated, where a reduction follows in the same fusion.
+        ones = np.cumsum(patterns[:, ::-1], axis=1)[:, ::-1]
+        ones = np.pad(ones, ((0, 0), (0, 1)))
+        costs = _FORBIDDEN * (ones - ones.min(axis=0))
+        count = jnp.sum(self.valid[:, group], axis=1)
+        return jnp.take(jnp.float32(costs), count, axis=1, mode="clip")
 
     def _apply(self, x):
         if self.metric is None:

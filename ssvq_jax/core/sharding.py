@@ -192,6 +192,27 @@ def mesh_axes(entry: Any) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
 
 
+def vary_alike(names: Sequence[str], *arrays: Array | None) -> list[Any]:
+    """Mark arrays as varying over all mesh axes that one of them varies over.
+
+    Types tell that in `jax.shard_map`, and those of what a loop carries have to stay:
+    not so where experts have points in common, say, and a key each.
+
+    Args:
+      names: Axes left alone: those that split points.
+      *arrays: Or `None`.
+    """
+    over = [
+        frozenset() if x is None else jax.typeof(x).manual_axis_type.varying
+        for x in arrays
+    ]
+    every = frozenset().union(*over) - set(names)
+    return [
+        x if x is None else jax.lax.pcast(x, tuple(sorted(every - own)), to="varying")
+        for x, own in zip(arrays, over, strict=True)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """How a grid lies on devices, for a function of a part of it in `jax.shard_map`.
@@ -281,26 +302,3 @@ def _kinds(sharding: NamedSharding) -> dict[str, AxisType]:
 
 def _is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
-
-
-def vary_alike(names: Sequence[str], *arrays: Array | None) -> list[Any]:
-    """Arrays that differ, in `jax.shard_map`, over the same mesh axes by their types.
-
-    Loops ask for it of what they carry: of points that experts have in common, say, and
-    a key for each of them.
-
-    Args:
-      names: Mesh axes that stay as they are.
-      *arrays: Or `None`.
-    """
-    over = [
-        frozenset() if x is None else jax.typeof(x).manual_axis_type.varying
-        for x in arrays
-    ]
-    every = frozenset().union(*over) - set(names)
-    return [
-        None
-        if x is None
-        else jax.lax.pcast(x, tuple(sorted(every - own)), to="varying")
-        for x, own in zip(arrays, over, strict=True)
-    ]

@@ -1,7 +1,6 @@
 """Weights as rows of inputs and outputs, and as blocks, against `Moment.arrange`."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -142,34 +141,3 @@ def test_of_a_node(key):
     layout = Layout.of(node, moment)
     assert layout == expected and hash(layout) == hash(expected)
     assert layout.along_inputs and layout.step == 3
-
-
-def test_masks_of_steps_in_a_loop_are_the_best(rng, key):
-    """Of many outputs, as layers have: XLA fuses in large programs what it else does
-    not, and has computed that wrongly."""
-    weight = rng.normal(size=(20, 256)).astype("f4")
-    codec = ssvq.MVQ(16, 8, keep=(2, 4))
-    node = ssvq.encode(codec, jnp.asarray(weight), key=key)
-    x = rng.normal(size=(3, 40, 8)).astype("f4")
-    metric = np.swapaxes(x, 1, 2) @ x
-    metric[2, 4:] = metric[2, :, 4:] = 0
-    layout = Layout((20, 256), (I, O), (), 0, 8)
-    steps = layout.rows(jnp.asarray(weight)).reshape(3, 1, 8, 256)
-
-    @jax.jit
-    def choose(node, steps, metric):
-        return jax.lax.map(
-            lambda step: layout.choose(node, step[0], None, step[1]), (steps, metric)
-        )
-
-    codes, factors = choose(node, steps, metric[:, None])
-    words = np.array(list(itertools.product(codec.patterns, repeat=2)))
-    table = words.reshape(-1, 1, 8) * np.asarray(node.codebook)
-    for i in range(3):
-        targets = np.asarray(steps[i, 0]).T
-        found = np.asarray(factors[i, 0]) * np.asarray(node.codebook)[codes[i, 0]]
-        error = table.reshape(-1, 1, 8) - targets
-        costs = np.einsum("pni,ij,pnj->pn", error, metric[i], error)
-        error = found - targets
-        cost = np.einsum("ni,ij,nj->n", error, metric[i], error)
-        np.testing.assert_allclose(cost, costs.min(axis=0), rtol=1e-4, atol=1e-3)

@@ -175,6 +175,35 @@ def test_ones_of_masks_are_on_weights_first(joint, valid, rng, monkeypatch):
         np.testing.assert_array_equal(kept, min(2, valid))
 
 
+@pytest.mark.parametrize("kind", ["metric", "importance"])
+@pytest.mark.parametrize("patterns", [None, mask_patterns(2, 4)])
+def test_what_is_the_same_for_all_blocks(patterns, kind, rng):
+    """XLA's CPU backend has computed products wrongly whose columns are repeated, of
+    256 columns and more, where a reduction follows."""
+    targets, codebook = data(rng, 1024, 8, 16)
+    valid = np.arange(8)[None] < 6
+    form = {"metric": metric_of(rng, 8) * valid * valid.T}
+    if kind == "importance":
+        form = {"importance": rng.uniform(size=(1, 8)).astype("f4") * valid}
+
+    @jax.jit
+    def choose(form, valid):
+        repeated = functools.partial(jnp.broadcast_to, shape=targets.shape)
+        if kind == "importance":
+            form = jax.tree.map(repeated, form)
+        blocks = jnp.asarray(targets), jnp.asarray(codebook)
+        return module.nearest(*blocks, patterns, **form, valid=repeated(valid))
+
+    codes, factors = choose(form, valid)
+    found = codebook[codes] * (1 if factors is None else np.asarray(factors))
+    words = [np.ones(8)]
+    if patterns is not None:
+        words = [np.ravel(x) for x in itertools.product(patterns, repeat=2)]
+        words = [x for x in words if not x[6:].any()]
+    best = [all_costs(targets, codebook, x[None], form).min(axis=1) for x in words]
+    np.testing.assert_allclose(cost(targets, found, **form), np.min(best, 0), **EXACT)
+
+
 @pytest.mark.parametrize("rows", [1, 50])
 @pytest.mark.parametrize("patterns", [None, words("free", 8), mask_patterns(2, 4)])
 def test_in_chunks_the_same(patterns, rows, rng, monkeypatch):

@@ -108,9 +108,16 @@ def test_texts_of_tensorflow_datasets(tmp_path, monkeypatch):
         def as_data_source(self, split):
             raise OSError("no files")
 
-    monkeypatch.setattr(text.tfds, "builder", lambda name, data_dir: Absent())
-    with pytest.raises(NotPreparedError, match="any train(.|\n)*tfds build any"):
-        text.read("any", "train", None)
+    class Broken(Stored):
+        def as_data_source(self, split):
+            return map(Absent().as_data_source, [split])
+
+    for kind, error in ((Absent, NotPreparedError), (Broken, SystemExit)):
+        monkeypatch.setattr(
+            text.tfds, "builder", lambda name, data_dir, kind=kind: kind()
+        )
+        with pytest.raises(error, match="any train(.|\n)*tfds build any"):
+            text.read("any", "train", None)
 
 
 def test_wrong_text_says_why(book):
@@ -286,6 +293,9 @@ def test_calibrated_by_every_metric_but_for_heads_of_many_tokens(
         result = tiny.execute(run, tmp_path / metric)
         ratios.append(result["test"]["perplexity_ratio"])
     assert len(set(ratios)) == 2 and max(ratios) < 1.1
+    spread = dataclasses.replace(run.compression, rules=(*rules, *rules[2:]))
+    with pytest.raises(SystemExit, match=f"{embedding}: expected at most 255 outputs"):
+        tiny.execute(dataclasses.replace(run, compression=spread), tmp_path / "spread")
     (fisher, count, one), (both, _, two) = found
     assert fisher - both == {embedding} and count == 20 and (one, two) == (False, True)
 

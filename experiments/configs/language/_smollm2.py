@@ -45,7 +45,7 @@ CODECS = {
 
 
 METRIC: Literal["inputs", "fisher", "kronecker"] = "inputs"
-"""The best one of smollm2_metrics.py."""
+"""To be the best one of smollm2_metrics.py, once that has run."""
 FLOAT = Experiment(
     task=TASK,
     network=NETWORKS["smollm2_135m"],
