@@ -198,15 +198,19 @@ def test_a_codebook_a_device_in_shard_map(kind, rng, key):
         assert_same(ssvq.decode(node), ssvq.decode(encode(part)))
 
 
-@pytest.mark.parametrize("own", ["importance", "key"])
-def test_experts_have_all_else_in_common(own, rng, key):
-    """In `jax.shard_map`, where types tell over which axes an array differs."""
+def _experts(rng, key, own):
+    """What an expert's codes come from, of which one kind is its own."""
     given = {
-        "points": rng.normal(size=(2, 64, 8)).astype(np.float32),
+        "points": rng.normal(size=(1, 64, 8)).astype(np.float32),
         "importance": rng.uniform(size=(2, 64, 8)).astype(np.float32),
         "key": jax.random.split(key),
     }
-    given = {name: x if name == own else x[:1] for name, x in given.items()}
+    return {name: x if name == own else x[:1] for name, x in given.items()}
+
+
+def test_experts_of_an_importance_have_points_in_common(rng, key):
+    """In `jax.shard_map`, where types tell over which axes an array differs."""
+    given = _experts(rng, key, "importance")
     mesh = jax.make_mesh((2, 4), ("experts", "rows"))
 
     def fit(points, importance, key):
@@ -215,38 +219,42 @@ def test_experts_have_all_else_in_common(own, rng, key):
         )
         return codebook[None], codes[None]
 
+    specs = P(None, "rows"), P("experts", "rows"), P()
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(given.values(), specs, strict=True)
+    ]
+    outputs = P("experts"), P("experts", "rows")
+    fit = jax.shard_map(fit, mesh=mesh, in_specs=specs, out_specs=outputs)
+    found = [np.asarray(x) for x in fit(*placed)]
+    for i, importance in enumerate(given["importance"]):
+        expected = ssvq.fit_codebook(
+            given["points"][0], 4, key=given["key"][0], importance=importance
+        )
+        assert_same([x[i] for x in found], list(expected[:2]))
+
+
+def test_experts_of_a_key_have_a_weight_in_common(rng, key):
+    given = _experts(rng, key, "key")
+    mesh = jax.make_mesh((2,), ("experts",))
+    # Words and codewords are too many to try all of them.
+    codec = ssvq.SSVQ(64, 8, sign_code="parity")
+
     def encode(weight, importance, key):
-        # Words and codewords are too many to try all of them.
-        codec = ssvq.SSVQ(64, 8, sign_code="parity")
         node = ssvq.encode(codec, weight[0], importance=importance[0], key=key[0])
         return ssvq.decode(node)[None]
 
-    whole = {name: P("experts") if name == own else P() for name in given}
-    rows = {
-        **whole,
-        **{x: P(*whole[x][:1] or (None,), "rows") for x in list(given)[:2]},
-    }
-    for function, specs, outputs in (
-        (fit, rows, (P("experts"), P("experts", "rows"))),
-        (encode, whole, P("experts")),
-    ):
-        placed = [
-            jax.device_put(x, NamedSharding(mesh, specs[name]))
-            for name, x in given.items()
-        ]
-        found = jax.shard_map(
-            function, mesh=mesh, in_specs=tuple(specs.values()), out_specs=outputs
-        )(*placed)
-        found = jax.tree.map(np.asarray, found)
-        for i in range(2):
-            alone = [x[i % len(x)] for x in given.values()]
-            if function is fit:
-                points, importance, one = alone
-                expected = ssvq.fit_codebook(points, 4, key=one, importance=importance)
-                expected = expected[:2]
-            else:
-                expected = encode(*(x[None] for x in alone))[0]
-            assert_same(jax.tree.map(lambda x, i=i: x[i], found), expected)
+    specs = P(), P(), P("experts")
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(given.values(), specs, strict=True)
+    ]
+    found = jax.shard_map(encode, mesh=mesh, in_specs=specs, out_specs=P("experts"))(
+        *placed
+    )
+    for i, own in enumerate(given["key"]):
+        expected = encode(given["points"], given["importance"], own[None])
+        assert_same(np.asarray(found)[i], np.asarray(expected)[0])
 
 
 @pytest.mark.parametrize("spec", [P("x", None, "y"), P(None, "x", "y")], ids=str)
