@@ -97,7 +97,12 @@ def nearest(
         lambda x: jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1]),
         columns,
     )
-    found = jax.lax.map(lambda x: find(*x[:2], valid if same else x[2]), chunks)
+
+    def part(chunk):
+        targets, importance, own = chunk
+        return find(targets, importance, valid if same else own)
+
+    found = jax.lax.map(part, chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
