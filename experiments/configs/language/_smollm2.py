@@ -42,8 +42,6 @@ CODECS = {
     },
 }
 """One codec for all kernels, by method and bits."""
-
-
 METRIC: Literal["inputs", "fisher", "kronecker"] = "inputs"
 """To be the best one of smollm2_metrics.py, once that has run."""
 FLOAT = Experiment(
