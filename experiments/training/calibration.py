@@ -71,6 +71,7 @@ class Calibrated:
         first, second = self._moments(batches, count)
         moments = first if second is None else first + second
         if options.metric != "inputs":
+            self._require_narrow(first)
             find = functools.partial(self._fisher, first, batches[:count], key)
             found = options.metric, count, *first, self._experiment.seed
             moments = self._kept("fisher", find, *found)
@@ -139,12 +140,6 @@ class Calibrated:
     ) -> list[ssvq.Rule]:
         """Rules with one candidate chosen where several match."""
         contested = self._contested()
-        if self._options.metric == "kronecker":
-            for path in self._wide(moments) & contested.keys():
-                raise SystemExit(
-                    f"{path}: expected at most {_WIDEST:,} outputs where bits are "
-                    'spread by "kronecker": give it one codec, or take another metric'
-                )
         candidates = [x for x in self._rules if any(map(x.matches, contested))]
 
         def measure():
@@ -183,6 +178,15 @@ class Calibrated:
             for path, moment in moments.items()
             if named[path].size > _WIDEST * moment.mean.size
         }
+
+    def _require_narrow(self, moments: ssvq.Moments) -> None:
+        """Raise `SystemExit` where bits are spread over what has no factor."""
+        if self._options.metric == "kronecker" and self._options.bits is not None:
+            for path in self._wide(moments) & self._contested().keys():
+                raise SystemExit(
+                    f"{path}: expected at most {_WIDEST:,} outputs where bits are "
+                    'spread by "kronecker": give it one codec, or take another metric'
+                )
 
     def _contested(self) -> dict[str, Any]:
         """The parameters that several rules match: bits are spread over these."""

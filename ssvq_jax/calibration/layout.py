@@ -20,7 +20,7 @@ from ssvq_jax.calibration.found import Role
 from ssvq_jax.calibration.moments import Moment, split_axes
 from ssvq_jax.codecs import Compressed
 from ssvq_jax.codecs.nearest import Choice
-from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks
+from ssvq_jax.core.blocks import from_blocks, grid_shape, to_blocks, valid_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +166,7 @@ class Layout:
         if scale is not None:
             weights = weights * jnp.square(scale)
         importance = self.blocks(weights)[0]
-        valid = None
-        if self.shape[self.axis] % self.block:
-            valid = self.blocks(jnp.ones_like(slab))[0] > 0
+        valid = valid_blocks(self._slab_shape, self.block, self.axis)
         found = node.choose(blocks[0], importance=importance, valid=valid)
         return jax.tree.map(lambda x: x[None], found)
 

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ssvq_jax.core.blocks import block_units, from_blocks, grid_shape, to_blocks
+from ssvq_jax.core.blocks import (
+    block_units,
+    from_blocks,
+    grid_shape,
+    to_blocks,
+    valid_blocks,
+)
 from ssvq_jax.core.sharding import (
     compiler_sharded,
     fit_sharding,
@@ -34,12 +40,11 @@ def assigned(node: Any, weight: Array, importance: Array | None, training: bool)
     def assign(node, targets, importance):
         shape = targets.shape
         grid = grid_shape(shape, block, axis)
-
-        def blocks(x):
-            return jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
-
-        targets, importance = blocks(targets), blocks(importance)
-        valid = blocks(jnp.ones(shape, bool)) if shape[axis] % block else None
+        targets, importance = (
+            jnp.asarray(to_blocks(x, block, axis)).reshape(-1, block)
+            for x in (targets, importance)
+        )
+        valid = valid_blocks(shape, block, axis)
         codes, factors = node.choose(targets, importance=importance, valid=valid)
         if factors is not None:
             factors = from_blocks(factors.reshape(*grid, block), shape, axis)

@@ -11,7 +11,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 AnyArray = Array | np.ndarray
 
@@ -132,3 +132,14 @@ def valid_positions(shape: tuple[int, ...], block: int, axis: int) -> np.ndarray
     position = np.arange(groups * block).reshape(groups, block)
     trailing = (1,) * (len(shape) - axis - 1)
     return (position < shape[axis]).reshape(groups, *trailing, block)
+
+
+def valid_blocks(
+    shape: tuple[int, ...], block: int, axis: int
+) -> Bool[Array, "n d"] | None:
+    """`valid_positions` of all blocks, one after the other; `None` where all hold."""
+    if shape[axis] % block == 0:
+        return None
+    whole = (*grid_shape(shape, block, axis), block)
+    valid = jnp.broadcast_to(valid_positions(shape, block, axis), whole)
+    return valid.reshape(-1, block)

@@ -12,6 +12,7 @@ from ssvq_jax.core.blocks import (
     from_blocks,
     grid_shape,
     to_blocks,
+    valid_blocks,
     valid_positions,
 )
 from tests import reference
@@ -63,6 +64,10 @@ def test_blocks_against_the_reference_and_back(data):
     np.testing.assert_array_equal(from_blocks(blocks, shape, axis), x)
     valid = np.broadcast_to(valid_positions(shape, block, axis), expected.shape)
     np.testing.assert_array_equal(valid, expected > 0)
+    found = valid_blocks(shape, block, axis)
+    assert (found is None) == (shape[axis] % block == 0)
+    if found is not None:
+        np.testing.assert_array_equal(found, valid.reshape(-1, block))
 
 
 @given(st.integers(1, 3), st.integers(1, 19), st.integers(0, 2**32 - 1))
